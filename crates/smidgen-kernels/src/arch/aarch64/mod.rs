@@ -1,0 +1,4 @@
+//! Kernels for aarch64.
+
+mod bytes;
+pub(super) mod neon;

@@ -1,0 +1,224 @@
+//! What all decoder families have in common: sizes read from the metadata and checked.
+
+use smidgen_graph::{AttentionShape, Block, BlockBuilder, Site};
+use smidgen_weights::{Gguf, Optional};
+
+use crate::error::{Error, Result};
+
+/// What callers ask of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Info {
+    /// general.name, or the file's family where it has none.
+    pub name: String,
+    /// general.architecture.
+    pub family: &'static str,
+    /// Layers.
+    pub layers: usize,
+    /// Numbers a token in the hidden state.
+    pub hidden: usize,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// The longest sequence that the model was trained for.
+    pub context_length: usize,
+    /// Numbers in a layer's keys for one position.
+    pub key_cols: usize,
+    /// Rows of q and k lie in GGUF's order for interleaved rotation, not in the checkpoint's:
+    /// the number of query and of key heads. None where the orders are the same.
+    pub permuted_heads: Option<(usize, usize)>,
+}
+
+impl Info {
+    /// Heads by which a site's output rows are permuted against the checkpoint's order.
+    pub fn permutation(&self, site: Site) -> Option<usize> {
+        let (heads, kv_heads) = self.permuted_heads?;
+        match site {
+            crate::Q => Some(heads),
+            crate::K => Some(kv_heads),
+            _ => None,
+        }
+    }
+}
+
+/// Sizes of a decoder.
+#[derive(Clone, Debug)]
+pub(crate) struct Decoder {
+    pub name: String,
+    pub layers: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocabulary: usize,
+    pub context_length: usize,
+    pub eps: f32,
+    pub rope_base: f32,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+}
+
+/// No model has a size beyond this; products of two such sizes fit 64 bits with room.
+const LARGEST: usize = 1 << 24;
+
+impl Decoder {
+    /// Reads the keys that begin with `family`.
+    pub fn read(gguf: &Gguf, family: &'static str) -> Result<Self> {
+        let size = |name: &str| size(gguf, &format!("{family}.{name}"));
+        let hidden = size("embedding_length")?;
+        let heads = size("attention.head_count")?;
+        let kv_heads = optional_size(gguf, &format!("{family}.attention.head_count_kv"))?;
+        let kv_heads = kv_heads.unwrap_or(heads);
+        let head_dim = optional_size(gguf, &format!("{family}.attention.key_length"))?;
+        let embedding = gguf.tensor("token_embd.weight")?;
+        let eps_key = format!("{family}.attention.layer_norm_rms_epsilon");
+        let base_key = format!("{family}.rope.freq_base");
+        let decoder = Self {
+            name: gguf.str("general.name").optional()?.unwrap_or(family).to_owned(),
+            layers: size("block_count")?,
+            hidden,
+            ffn: size("feed_forward_length")?,
+            heads,
+            kv_heads,
+            head_dim: head_dim.unwrap_or(hidden / heads),
+            vocabulary: embedding.rows,
+            context_length: size("context_length")?,
+            eps: gguf.f32(&eps_key)?,
+            rope_base: gguf.f32(&base_key).optional()?.unwrap_or(10_000.0),
+            tied: gguf.tensor("output.weight").optional()?.is_none(),
+        };
+        decoder.check(gguf, family, [&eps_key, &base_key])?;
+        Ok(decoder)
+    }
+
+    fn check(&self, gguf: &Gguf, family: &str, [eps_key, base_key]: [&str; 2]) -> Result<()> {
+        let wrong = |key: String, value: String, expected| Err(Error::Value { key, value, expected });
+        if self.heads % self.kv_heads != 0 {
+            let key = format!("{family}.attention.head_count_kv");
+            return wrong(key, self.kv_heads.to_string(), "it must divide the number of heads");
+        }
+        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+            let key = format!("{family}.attention.key_length");
+            return wrong(key, self.head_dim.to_string(), "heads have an even number of columns");
+        }
+        let value_key = format!("{family}.attention.value_length");
+        if let Some(value) = optional_size(gguf, &value_key)?.filter(|&v| v != self.head_dim) {
+            return wrong(value_key, value.to_string(), "values are as wide as keys");
+        }
+        let rotary_key = format!("{family}.rope.dimension_count");
+        if let Some(value) = optional_size(gguf, &rotary_key)?.filter(|&v| v != self.head_dim) {
+            return wrong(rotary_key, value.to_string(), "whole heads are rotated");
+        }
+        if !(self.eps > 0.0 && self.eps < 1.0) {
+            return wrong(eps_key.into(), self.eps.to_string(), "it must lie between 0 and 1");
+        }
+        if !(self.rope_base > 1.0 && self.rope_base.is_finite()) {
+            return wrong(base_key.into(), self.rope_base.to_string(), "it must be above 1");
+        }
+        if self.layers > 4096 {
+            let key = format!("{family}.block_count");
+            return wrong(key, self.layers.to_string(), "no model has more than 4096 layers");
+        }
+        Ok(())
+    }
+
+    /// What callers ask.
+    pub fn info(&self, family: &'static str, permuted: bool) -> Info {
+        Info {
+            name: self.name.clone(),
+            family,
+            layers: self.layers,
+            hidden: self.hidden,
+            vocabulary: self.vocabulary,
+            context_length: self.context_length,
+            key_cols: self.kv_heads * self.head_dim,
+            permuted_heads: permuted.then_some((self.heads, self.kv_heads)),
+        }
+    }
+
+    /// Attention with the usual factor 1 / sqrt(head_dim).
+    pub fn attention(&self, window: Option<usize>) -> AttentionShape {
+        AttentionShape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            window,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// Inverse frequencies base^(-2i / head_dim), i below head_dim / 2.
+    pub fn frequencies(&self, base: f32) -> Vec<f32> {
+        let d = self.head_dim as f64;
+        let exponents = (0..self.head_dim / 2).map(|i| 2.0 * i as f64 / d);
+        exponents.map(|e| f64::from(base).powf(-e) as f32).collect()
+    }
+
+    /// Columns of the queries, and of the keys.
+    pub fn query_cols(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of the keys, and of the values.
+    pub fn key_cols(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// The embedding table, multiplied by `scale` where there is one.
+    pub fn embedding_block(&self, scale: Option<f32>) -> Block {
+        let mut b = BlockBuilder::new("embedding", None, smidgen_graph::GRAIN);
+        let mut x = b.embedding("token_embd.weight", self.vocabulary, self.hidden);
+        if let Some(factor) = scale {
+            x = b.scale("scaled embedding", x, factor);
+        }
+        b.finish(Some(x))
+    }
+
+    /// The final norm and the head.
+    pub fn head_block(&self) -> Block {
+        let mut b = BlockBuilder::new("head", None, smidgen_graph::GRAIN);
+        let x = b.input(self.hidden);
+        let x = b.rms_norm("final norm", x, "output_norm.weight", self.hidden, self.eps);
+        let tensor = if self.tied { "token_embd.weight" } else { "output.weight" };
+        b.head(x, tensor, self.vocabulary);
+        b.finish(None)
+    }
+}
+
+fn size(gguf: &Gguf, key: &str) -> Result<usize> {
+    let value = gguf.u64(key)?;
+    let fits = usize::try_from(value).ok().filter(|v| (1..=LARGEST).contains(v));
+    fits.ok_or_else(|| Error::Value {
+        key: key.to_owned(),
+        value: value.to_string(),
+        expected: "sizes lie between 1 and 2^24",
+    })
+}
+
+pub(crate) fn optional_size(gguf: &Gguf, key: &str) -> Result<Option<usize>> {
+    match size(gguf, key) {
+        Err(Error::Weights(error)) => Ok(Err(error).optional()?),
+        other => other.map(Some),
+    }
+}
+
+/// The factor by which positions are divided before they are rotated (linear scaling), 1 for
+/// none.
+pub(crate) fn position_divisor(gguf: &Gguf, family: &str) -> Result<f32> {
+    let key = format!("{family}.rope.scaling.type");
+    let factor_key = format!("{family}.rope.scaling.factor");
+    let factor = gguf.f32(&factor_key).optional()?;
+    let valid = |f: f32| f.is_finite() && f >= 1.0;
+    match (gguf.str(&key).optional()?, factor) {
+        (None | Some("none"), _) => Ok(1.0),
+        (Some("linear"), Some(factor)) if valid(factor) => Ok(factor),
+        (Some("linear"), other) => Err(Error::Value {
+            key: factor_key,
+            value: format!("{other:?}"),
+            expected: "linear scaling needs a factor of at least 1",
+        }),
+        (Some(other), _) => {
+            let expected = "only linear scaling of positions is known";
+            Err(Error::Value { key, value: other.to_owned(), expected })
+        }
+    }
+}

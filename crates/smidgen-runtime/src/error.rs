@@ -1,0 +1,70 @@
+//! What can go wrong while a program runs.
+
+/// The result of running.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong while a program runs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model file can't be read, or lacks a tensor.
+    #[error(transparent)]
+    Weights(#[from] smidgen_weights::Error),
+    /// A tensor has another shape than the model's configuration says.
+    #[error(
+        "tensor {tensor} has {found_rows} x {found_cols} numbers where the model's metadata asks \
+         for {rows} x {cols}; the file is damaged or of an unknown variant"
+    )]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Rows in the file.
+        found_rows: usize,
+        /// Columns in the file.
+        found_cols: usize,
+        /// Rows expected.
+        rows: usize,
+        /// Columns expected.
+        cols: usize,
+    },
+    /// A token that the model does not have.
+    #[error(
+        "token id {id} is beyond the model's vocabulary of {vocabulary}; the data was prepared for \
+         another model: prepare it again with this one"
+    )]
+    Token {
+        /// The token.
+        id: u32,
+        /// Number of tokens.
+        vocabulary: usize,
+    },
+    /// A pass longer than the plan.
+    #[error("a pass of {rows} tokens does not fit a plan for {planned}")]
+    Length {
+        /// Rows of the pass.
+        rows: usize,
+        /// Rows planned.
+        planned: usize,
+    },
+    /// A number became infinite or not a number.
+    #[error(
+        "the loss is {loss} at {place}; lower the learning rate, or check that the model file is \
+         whole"
+    )]
+    NotFinite {
+        /// What came out.
+        loss: f64,
+        /// Where.
+        place: String,
+    },
+    /// The caller asked to stop.
+    #[error("stopped before the step was done; nothing of it was applied")]
+    Cancelled,
+    /// The threads can't be started.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// The system's word.
+        reason: String,
+    },
+}

@@ -1,0 +1,143 @@
+//! One file a group of steps: each turns a step into kernel calls over tiles of its outputs.
+
+mod attention;
+mod gemm;
+mod head;
+mod rowwise;
+
+pub use head::HeadState;
+
+use std::ops::Range;
+
+use smidgen_graph::layout::{Place, Program};
+use smidgen_graph::{Block, Step, ValueId};
+use smidgen_kernels::{Kernels, MatMut, RopeTable};
+
+use crate::cache::KvCache;
+use crate::error::{Error, Result};
+use crate::pass::Pass;
+use crate::pool::Pool;
+use crate::weights::{BlockAt, ModelWeights};
+
+/// Where a block's lasting values lie in the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    pub input: usize,
+    pub output: usize,
+    pub kept: &'a [usize],
+}
+
+/// All that the steps of one program work with.
+pub struct Frame<'a> {
+    pub kernels: Kernels,
+    pub pool: &'a mut Pool,
+    pub weights: &'a ModelWeights,
+    pub ropes: &'a [RopeTable],
+    pub arena: &'a mut [f32],
+    pub program: &'a Program,
+    pub block: &'a Block,
+    pub at: BlockAt,
+    pub binding: Binding<'a>,
+    pub pass: &'a Pass,
+    /// The block's trainable factors.
+    pub params: &'a [f32],
+    /// Their gradients; empty outside a backward.
+    pub gradients: &'a mut [f32],
+    pub cache: Option<&'a mut KvCache>,
+    pub head: &'a mut HeadState,
+}
+
+impl Frame<'_> {
+    /// Runs the whole program.
+    pub fn run(&mut self) -> Result<()> {
+        let program = self.program;
+        program.steps.iter().try_for_each(|step| self.step(step))
+    }
+
+    fn step(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Gemm { out, start, scale, terms } => self.gemm(*out, *start, *scale, terms),
+            Step::ParamGradient { param, cols, left, right } => {
+                self.param_gradient(*param, cols, *left, *right);
+            }
+            Step::RmsNorm { .. } => self.rms_norm(step),
+            Step::RmsNormBackward { .. } => self.rms_norm_backward(step),
+            Step::Rope { x, y, shape, inverse } => self.rope(*x, *y, *shape, *inverse),
+            Step::Attention { .. } => self.attention(step),
+            Step::AttentionDelta { .. } => self.attention_delta(step),
+            Step::AttentionBackwardQ { .. } => self.attention_backward_q(step),
+            Step::AttentionBackwardKv { .. } => self.attention_backward_kv(step),
+            Step::Gate { g, u, a, activation } => self.gate(*g, *u, *a, *activation),
+            Step::GateBackward { .. } => self.gate_backward(step),
+            Step::Add { x, y, out } => self.add(*x, *y, *out),
+            Step::Scale { x, out, factor } => self.scale(*x, *out, *factor),
+            Step::Copy { x, out } => self.copy(*x, *out),
+            Step::Dropout { .. } => self.dropout(step),
+            Step::Embedding { weight, out } => return self.embedding(*weight, *out),
+            Step::Head { weight, x, dx, logits } => return self.head(*weight, *x, *dx, *logits),
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> usize {
+        self.pass.rows()
+    }
+
+    fn cols(&self, v: ValueId) -> usize {
+        self.program.values[v.0 as usize].cols
+    }
+
+    /// Where a value's rows of this pass lie in the arena.
+    fn range(&self, v: ValueId) -> Range<usize> {
+        let start = match self.program.places[&v].place {
+            Place::Scratch(at) => at,
+            Place::Input => self.binding.input,
+            Place::Output => self.binding.output,
+            Place::Kept(n) => self.binding.kept[n],
+        };
+        start..start + self.rows() * self.cols(v)
+    }
+
+    /// Runs of at most `size` rows, none across two sequences: (sequence, rows).
+    fn runs(&self, size: usize) -> Vec<(usize, Range<usize>)> {
+        let mut runs = Vec::new();
+        for (i, segment) in self.pass.segments.iter().enumerate() {
+            for start in segment.rows.clone().step_by(size) {
+                runs.push((i, start..(start + size).min(segment.rows.end)));
+            }
+        }
+        runs
+    }
+}
+
+/// Consecutive bands of a matrix, one a run, with the number of the run.
+fn bands<'a>(
+    mat: MatMut<'a>,
+    runs: &'a [(usize, Range<usize>)],
+) -> impl Iterator<Item = (usize, MatMut<'a>)> + Send {
+    let mut rest = Some(mat);
+    runs.iter().enumerate().filter_map(move |(i, (_, rows))| {
+        let (band, below) = rest.take()?.split_at_row(rows.len());
+        rest = Some(below);
+        Some((i, band))
+    })
+}
+
+/// Consecutive pieces of a slice, one a run.
+fn pieces<'a>(
+    slice: &'a mut [f32],
+    runs: &'a [(usize, Range<usize>)],
+) -> impl Iterator<Item = &'a mut [f32]> + Send {
+    let mut rest = slice;
+    runs.iter().map(move |(_, rows)| {
+        let (piece, tail) = std::mem::take(&mut rest).split_at_mut(rows.len());
+        rest = tail;
+        piece
+    })
+}
+
+/// An id checked against the vocabulary.
+fn token(id: u32, vocabulary: usize) -> Result<usize> {
+    let at = id as usize;
+    if at < vocabulary { Ok(at) } else { Err(Error::Token { id, vocabulary }) }
+}

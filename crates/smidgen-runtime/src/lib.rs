@@ -1,0 +1,23 @@
+//! Runs a planned program: one arena, weights paged in block by block, work cut into tiles of
+//! outputs for a pool of threads, and a meter of the process's memory.
+//!
+//! Nothing here knows a model family or a training method.
+
+#![forbid(unsafe_code)]
+
+mod arena;
+mod cache;
+mod engine;
+mod error;
+mod exec;
+pub mod memory;
+mod pass;
+mod pool;
+mod weights;
+
+pub use cache::KvCache;
+pub use engine::{Engine, Settings, fixed_rows};
+pub use error::{Error, Result};
+pub use pass::{Dropout, Pass, Segment, SegmentLoss};
+pub use pool::Pool;
+pub use weights::ModelWeights;

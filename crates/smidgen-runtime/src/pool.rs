@@ -1,0 +1,84 @@
+//! Threads that take tiles of work from one iterator.
+
+use std::sync::Mutex;
+
+use crate::error::{Error, Result};
+
+/// A fixed number of threads, each with scratch memory of its own. The caller's is one of them.
+#[derive(Debug)]
+pub struct Pool {
+    helpers: Option<rayon::ThreadPool>,
+    scratch: Vec<Vec<f32>>,
+}
+
+impl Pool {
+    /// `threads` threads with `scratch_len` numbers of scratch each.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] if the system starts no more threads.
+    pub fn new(threads: usize, scratch_len: usize) -> Result<Self> {
+        let threads = threads.max(1);
+        let helpers = (threads > 1)
+            .then(|| {
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads - 1)
+                    .thread_name(|i| format!("smidgen-{}", i + 1))
+                    .build()
+            })
+            .transpose()
+            .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+        let scratch = (0..threads).map(|_| vec![0.0; scratch_len]).collect();
+        Ok(Self { helpers, scratch })
+    }
+
+    /// How many threads there are.
+    pub fn threads(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Calls `work` once for every task, on whichever thread is free. Tasks must not depend on
+    /// each other; which thread takes which has no influence on results.
+    pub fn run<T: Send>(
+        &mut self,
+        tasks: impl Iterator<Item = T> + Send,
+        work: impl Fn(T, &mut [f32]) + Sync,
+    ) {
+        let Some((own, others)) = self.scratch.split_first_mut() else { return };
+        let Some(helpers) = &self.helpers else {
+            tasks.for_each(|task| work(task, own));
+            return;
+        };
+        let tasks = Mutex::new(tasks.fuse());
+        let take = |scratch: &mut [f32]| {
+            // The lock is held for the taking only. A poisoned lock means that a task of another
+            // thread has panicked: this one stops, and the panic goes up with that thread.
+            while let Some(task) = tasks.lock().ok().and_then(|mut t| t.next()) {
+                work(task, scratch);
+            }
+        };
+        helpers.in_place_scope(|scope| {
+            for scratch in others {
+                scope.spawn(|_| take(scratch));
+            }
+            take(own);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_is_done_once() {
+        for threads in [1, 2, 5] {
+            let mut pool = Pool::new(threads, 1).expect("threads");
+            let mut done = vec![0; 1000];
+            pool.run(done.iter_mut(), |x, scratch| {
+                scratch[0] += 1.0;
+                *x += 1;
+            });
+            assert!(done.iter().all(|&x| x == 1));
+        }
+    }
+}

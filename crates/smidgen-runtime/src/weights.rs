@@ -1,0 +1,202 @@
+//! A model file bound to the blocks of a model: where each weight of each block lies.
+
+use std::ops::Range;
+
+use smidgen_graph::{Architecture, Block, WeightId};
+use smidgen_kernels::QuantMatrix;
+use smidgen_weights::{Gguf, Tensor};
+
+use crate::error::{Error, Result};
+
+/// The frozen tensors of a model, looked up and checked once.
+///
+/// Matrices stay in the mapped file. Vectors (norms and biases) are small and read into memory.
+#[derive(Debug)]
+pub struct ModelWeights {
+    gguf: Gguf,
+    layers: Vec<Vec<Bound>>,
+    embedding: Vec<Bound>,
+    head: Vec<Bound>,
+    vectors: Vec<f32>,
+}
+
+/// One frozen tensor of a block.
+#[derive(Clone, Debug)]
+enum Bound {
+    Matrix(Tensor),
+    Vector(Range<usize>),
+}
+
+/// Which block of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockAt {
+    Embedding,
+    Layer(usize),
+    Head,
+}
+
+impl BlockAt {
+    /// A number that no other block of the model has.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Embedding => 0,
+            Self::Head => 1,
+            Self::Layer(layer) => layer as u32 + 2,
+        }
+    }
+}
+
+impl ModelWeights {
+    /// Finds every tensor that the blocks of `model` name.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of an unreadable type or of another shape.
+    pub fn bind(gguf: Gguf, model: &dyn Architecture) -> Result<Self> {
+        let mut bound = Self {
+            gguf,
+            layers: Vec::new(),
+            embedding: Vec::new(),
+            head: Vec::new(),
+            vectors: Vec::new(),
+        };
+        bound.embedding = bound.bind_block(&model.embedding_block(), "")?;
+        bound.head = bound.bind_block(&model.head_block(), "")?;
+        for layer in 0..model.layers() {
+            let block = model.layer_block(model.layer_kind(layer), None, smidgen_graph::GRAIN);
+            let slots = bound.bind_block(&block, &model.layer_prefix(layer))?;
+            bound.layers.push(slots);
+        }
+        bound.vectors.shrink_to_fit();
+        Ok(bound)
+    }
+
+    fn bind_block(&mut self, block: &Block, prefix: &str) -> Result<Vec<Bound>> {
+        let mut slots = Vec::new();
+        for slot in &block.weights {
+            let name = format!("{prefix}{}", slot.tensor);
+            let tensor = self.gguf.tensor(&name)?;
+            if (tensor.rows, tensor.cols) != (slot.rows, slot.cols) {
+                return Err(Error::Shape {
+                    tensor: name,
+                    found_rows: tensor.rows,
+                    found_cols: tensor.cols,
+                    rows: slot.rows,
+                    cols: slot.cols,
+                });
+            }
+            slots.push(if slot.rows == 1 {
+                let values = self.gguf.vector_f32(&name)?;
+                let start = self.vectors.len();
+                self.vectors.extend_from_slice(&values);
+                Bound::Vector(start..self.vectors.len())
+            } else {
+                Bound::Matrix(tensor)
+            });
+        }
+        Ok(slots)
+    }
+
+    /// The model file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// Numbers in all vectors together.
+    pub fn vectors_len(&self) -> usize {
+        self.vectors.len()
+    }
+
+    /// Rows of the embedding.
+    pub fn vocabulary(&self) -> usize {
+        self.embedding
+            .iter()
+            .find_map(|b| match b {
+                Bound::Matrix(t) => Some(t.rows),
+                Bound::Vector(_) => None,
+            })
+            .unwrap_or(0)
+    }
+
+    /// Bytes of the model file that a step has mapped at a time: the largest block, or two tiles
+    /// of the head.
+    pub fn window_bytes(&self) -> u64 {
+        let block = |slots: &Vec<Bound>| -> usize {
+            slots.iter().filter_map(Bound::file_range).map(|r| r.len()).sum()
+        };
+        let layers = self.layers.iter().map(block).max().unwrap_or(0);
+        let head = self.head.iter().map(|b| match b {
+            Bound::Matrix(t) => {
+                t.range.len() / t.rows.max(1) * smidgen_graph::ops::HEAD_TILE.min(t.rows) * 2
+            }
+            Bound::Vector(_) => 0,
+        });
+        layers.max(head.sum()) as u64
+    }
+
+    pub(crate) fn matrix(&self, at: BlockAt, id: WeightId) -> QuantMatrix<'_> {
+        self.gguf.view(self.tensor(at, id))
+    }
+
+    pub(crate) fn tensor(&self, at: BlockAt, id: WeightId) -> &Tensor {
+        match self.slot(at, id) {
+            Bound::Matrix(tensor) => tensor,
+            Bound::Vector(_) => panic!("weight {id:?} of {at:?} is a vector"),
+        }
+    }
+
+    pub(crate) fn vector(&self, at: BlockAt, id: WeightId) -> &[f32] {
+        match self.slot(at, id) {
+            Bound::Vector(range) => &self.vectors[range.clone()],
+            Bound::Matrix(_) => panic!("weight {id:?} of {at:?} is a matrix"),
+        }
+    }
+
+    fn slot(&self, at: BlockAt, id: WeightId) -> &Bound {
+        let slots = match at {
+            BlockAt::Embedding => &self.embedding,
+            BlockAt::Layer(layer) => &self.layers[layer],
+            BlockAt::Head => &self.head,
+        };
+        &slots[id.0 as usize]
+    }
+
+    /// Brings some rows of a matrix into memory.
+    pub(crate) fn prefetch_rows(&self, at: BlockAt, id: WeightId, rows: Range<usize>) -> Result<()> {
+        Ok(self.gguf.map().prefetch(row_bytes(self.tensor(at, id), rows))?)
+    }
+
+    /// Drops some rows of a matrix from this process's memory.
+    pub(crate) fn release_rows(&self, at: BlockAt, id: WeightId, rows: Range<usize>) {
+        self.gguf.map().release(row_bytes(self.tensor(at, id), rows));
+    }
+
+    /// Brings a layer's weights into memory.
+    pub(crate) fn prefetch(&self, layer: usize) -> Result<()> {
+        for range in self.layers[layer].iter().filter_map(Bound::file_range) {
+            self.gguf.map().prefetch(range)?;
+        }
+        Ok(())
+    }
+
+    /// Drops a layer's weights from this process's memory.
+    pub(crate) fn release(&self, layer: usize) {
+        for range in self.layers[layer].iter().filter_map(Bound::file_range) {
+            self.gguf.map().release(range);
+        }
+    }
+}
+
+/// Where some rows of a matrix lie in the file.
+fn row_bytes(tensor: &Tensor, rows: Range<usize>) -> Range<usize> {
+    let row = tensor.range.len() / tensor.rows.max(1);
+    tensor.range.start + rows.start * row..tensor.range.start + rows.end * row
+}
+
+impl Bound {
+    fn file_range(&self) -> Option<Range<usize>> {
+        match self {
+            Self::Matrix(tensor) => Some(tensor.range.clone()),
+            Self::Vector(_) => None,
+        }
+    }
+}

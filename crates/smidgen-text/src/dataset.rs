@@ -1,0 +1,275 @@
+//! A token file as the sequences that training and evaluation read.
+
+use crate::error::{Result, TextError};
+use crate::token_file::{TokenFile, TokenFileKind};
+
+/// How a token file is cut into sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSpec {
+    /// The longest sequence in tokens, at least 2, BOS not counted.
+    pub max_seq_length: usize,
+    /// Only the first so many windows or samples. Without it one long text also gives its last,
+    /// shorter window, if that has at least 2 tokens.
+    pub chunks: Option<usize>,
+    /// Puts BOS in front of every sequence. A window's first token stays without loss, so a long
+    /// text has the same targets with BOS and without.
+    pub bos: bool,
+}
+
+/// One sequence of T tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// The tokens, `[T]`.
+    pub ids: Vec<u32>,
+    /// Whether the prediction of token t from those before it counts in the loss, `[T]`; never so
+    /// for the first.
+    pub targets: Vec<bool>,
+}
+
+impl Sequence {
+    /// Number of tokens whose prediction counts in the loss.
+    pub fn target_count(&self) -> usize {
+        self.targets.iter().filter(|&&target| target).count()
+    }
+
+    pub(crate) fn push(&mut self, id: u32, target: bool) {
+        self.ids.push(id);
+        self.targets.push(target);
+    }
+}
+
+/// A token file's content in figures, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Tokens in the file.
+    pub tokens: u64,
+    /// Sequences the dataset reads.
+    pub sequences: usize,
+    /// Predictions that count in the loss, over all those sequences.
+    pub targets: u64,
+    /// The shortest sequence in tokens, after truncation, BOS included.
+    pub length_min: usize,
+    /// The median sequence, the upper one of two.
+    pub length_median: usize,
+    /// The longest sequence.
+    pub length_max: usize,
+    /// Samples that were cut to the longest length.
+    pub truncated: usize,
+    /// Samples left out because the cut left them without a target.
+    pub dropped: usize,
+    /// The file's first ids, at most 40.
+    pub first_ids: Vec<u32>,
+}
+
+/// The sequences of a token file, read when asked for.
+#[derive(Debug)]
+pub struct Dataset {
+    file: TokenFile,
+    spec: WindowSpec,
+    bos: Option<u32>,
+    /// Of samples: those that have a target, in file order. Of windows: nothing.
+    kept: Vec<u32>,
+    len: usize,
+    max_len: usize,
+    targets: u64,
+    truncated: usize,
+    dropped: usize,
+}
+
+impl Dataset {
+    /// The sequences of `file` under `spec`. Keeps 4 bytes a sample in memory.
+    ///
+    /// # Errors
+    /// The spec asks for sequences of less than 2 tokens or for a BOS the tokenizer lacks, the file
+    /// can't be read, or no sequence with a target is left.
+    pub fn open(file: TokenFile, spec: &WindowSpec) -> Result<Self> {
+        let path = file.path().to_owned();
+        let refuse = |what: String| Err(TextError::data(&path, what));
+        if spec.max_seq_length < 2 {
+            return refuse(format!("sequences of {} tokens predict nothing", spec.max_seq_length));
+        }
+        let bos = if spec.bos { file.header().bos } else { None };
+        if spec.bos && bos.is_none() {
+            return refuse("BOS is asked for, but the tokenizer has none".into());
+        }
+        let mut dataset = Self {
+            file,
+            spec: *spec,
+            bos,
+            kept: Vec::new(),
+            len: 0,
+            max_len: 0,
+            targets: 0,
+            truncated: 0,
+            dropped: 0,
+        };
+        match dataset.file.header().kind {
+            TokenFileKind::Text => dataset.count_windows(),
+            TokenFileKind::Samples => dataset.keep_samples()?,
+        }
+        if dataset.len == 0 {
+            let header = dataset.file.header();
+            return refuse(match header.kind {
+                TokenFileKind::Text => format!(
+                    "its {} tokens do not fill one window of {}",
+                    header.tokens, spec.max_seq_length
+                ),
+                TokenFileKind::Samples => format!(
+                    "none of its {} samples has a target within {} tokens",
+                    header.samples, spec.max_seq_length
+                ),
+            });
+        }
+        Ok(dataset)
+    }
+
+    /// Number of sequences; at least 1.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Tokens of the longest sequence, BOS included.
+    pub fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    /// Predictions that count in the loss, over all sequences.
+    pub fn targets(&self) -> u64 {
+        self.targets
+    }
+
+    /// The token file behind it.
+    pub fn file(&self) -> &TokenFile {
+        &self.file
+    }
+
+    /// Reads sequence `index` into `sequence`, whose memory is reused.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn read(&self, index: usize, sequence: &mut Sequence) -> Result<()> {
+        assert!(index < self.len, "sequence {index} of {}", self.len);
+        let limit = self.spec.max_seq_length as u64;
+        let range = match self.file.header().kind {
+            TokenFileKind::Text => {
+                let start = index as u64 * limit;
+                start..(start + limit).min(self.file.header().tokens)
+            }
+            TokenFileKind::Samples => {
+                let range = self.file.sample_range(self.kept[index].into())?;
+                range.start..range.end.min(range.start.saturating_add(limit))
+            }
+        };
+        sequence.ids.clear();
+        sequence.targets.clear();
+        if let Some(bos) = self.bos {
+            sequence.push(bos, false);
+        }
+        let first = sequence.ids.len();
+        self.file.for_each_token(range, |id, target| sequence.push(id, target))?;
+        if self.first_is_free(first) {
+            sequence.targets[first] = false;
+        }
+        Ok(())
+    }
+
+    /// The dataset in figures. Needs 8 bytes a sample for a moment.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn summary(&self) -> Result<Summary> {
+        let lead = usize::from(self.bos.is_some());
+        let mut lengths = self.lengths()?;
+        lengths.sort_unstable();
+        let mut first_ids = Vec::new();
+        let tokens = self.file.header().tokens;
+        self.file.for_each_token(0..tokens.min(40), |id, _| first_ids.push(id))?;
+        Ok(Summary {
+            tokens,
+            sequences: self.len,
+            targets: self.targets,
+            length_min: lead + lengths[0],
+            length_median: lead + lengths[lengths.len() / 2],
+            length_max: lead + lengths[lengths.len() - 1],
+            truncated: self.truncated,
+            dropped: self.dropped,
+            first_ids,
+        })
+    }
+
+    /// Whether the token at place `first`, the first of a window or sample, is not predicted:
+    /// nothing stands before it, or it continues a text that BOS does not begin.
+    fn first_is_free(&self, first: usize) -> bool {
+        first == 0 || self.file.header().kind == TokenFileKind::Text
+    }
+
+    fn count_windows(&mut self) {
+        let limit = self.spec.max_seq_length as u64;
+        let tokens = self.file.header().tokens;
+        let (whole, rest) = (tokens / limit, tokens % limit);
+        let windows = match self.spec.chunks {
+            Some(chunks) => whole.min(chunks as u64),
+            None => whole + u64::from(rest >= 2),
+        };
+        self.len = windows as usize;
+        let longest = if whole > 0 { limit } else { rest };
+        self.max_len = longest as usize + usize::from(self.bos.is_some());
+        self.targets = tokens.min(windows * limit) - windows;
+    }
+
+    /// Finds the samples that have a target within the longest length.
+    fn keep_samples(&mut self) -> Result<()> {
+        let samples = match u32::try_from(self.file.header().samples) {
+            Ok(samples) => samples,
+            Err(_) => return Err(TextError::data(self.file.path(), "more than 2^32 samples")),
+        };
+        let limit = self.spec.max_seq_length as u64;
+        let lead = usize::from(self.bos.is_some());
+        for sample in 0..samples {
+            if self.spec.chunks.is_some_and(|chunks| self.kept.len() >= chunks) {
+                break;
+            }
+            let range = self.file.sample_range(sample.into())?;
+            let length = (range.end - range.start).min(limit);
+            let mut place = lead;
+            let mut targets = 0;
+            self.file.for_each_token(range.start..range.start + length, |_, target| {
+                targets += u64::from(target && place > 0);
+                place += 1;
+            })?;
+            self.truncated += usize::from(length < range.end - range.start);
+            if targets == 0 {
+                self.dropped += 1;
+                continue;
+            }
+            self.kept.push(sample);
+            self.targets += targets;
+            self.max_len = self.max_len.max(lead + length as usize);
+        }
+        self.len = self.kept.len();
+        Ok(())
+    }
+
+    /// The number of tokens of each sequence, BOS not counted.
+    fn lengths(&self) -> Result<Vec<usize>> {
+        let limit = self.spec.max_seq_length;
+        if self.file.header().kind == TokenFileKind::Text {
+            let mut lengths = vec![limit; self.len];
+            let covered = (self.len as u64 * limit as u64).min(self.file.header().tokens);
+            lengths[self.len - 1] = (covered - (self.len as u64 - 1) * limit as u64) as usize;
+            return Ok(lengths);
+        }
+        let (mut lengths, mut sample, mut kept) = (Vec::new(), 0, self.kept.iter().peekable());
+        self.file.for_each_length(|length| {
+            if kept.next_if_eq(&&sample).is_some() {
+                lengths.push(length.min(limit as u64) as usize);
+            }
+            sample += 1;
+        })?;
+        Ok(lengths)
+    }
+}

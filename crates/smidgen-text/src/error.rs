@@ -1,0 +1,82 @@
+//! What can go wrong with a tokenizer, a data file or a token file.
+
+use std::path::{Path, PathBuf};
+
+/// A problem of the files or settings given to this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// The tokenizer's kind is one this crate does not know.
+    #[error("{key} is {found:?}, which is not supported; known: {known}")]
+    UnknownTokenizer {
+        /// The metadata key that names the kind.
+        key: &'static str,
+        /// What the file says.
+        found: String,
+        /// The values that are supported.
+        known: &'static str,
+    },
+    /// The tokenizer's tables contradict themselves.
+    #[error("tokenizer: {0}")]
+    BadVocabulary(String),
+    /// `tokenizer.json` could not be read, or failed on a text.
+    #[error("tokenizer.json: {0}")]
+    TokenizerJson(String),
+    /// A file could not be opened, read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's word on it.
+        source: std::io::Error,
+    },
+    /// A data folder or data file is not of a form this crate reads.
+    #[error("{path}: {what}", path = path.display())]
+    BadData {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what was expected.
+        what: String,
+    },
+    /// One line of a `.jsonl` file is wrong.
+    #[error("{path}:{line}: {what}; expected {expected}", path = path.display())]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        what: String,
+        /// What a right line looks like.
+        expected: &'static str,
+    },
+    /// A token file is damaged, or not a token file.
+    #[error("{path}: not a usable token file: {what}", path = path.display())]
+    BadTokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, TextError>;
+
+impl TextError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn data(path: &Path, what: impl Into<String>) -> Self {
+        Self::BadData { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn token_file(path: &Path, what: impl Into<String>) -> Self {
+        Self::BadTokenFile { path: path.to_owned(), what: what.into() }
+    }
+}

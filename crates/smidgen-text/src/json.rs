@@ -1,0 +1,47 @@
+//! `tokenizer.json`, by way of the `tokenizers` crate. Only single texts are encoded: batches
+//! would start a thread pool.
+
+use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer as HfTokenizer;
+
+use crate::error::{Result, TextError};
+
+pub(crate) struct JsonTokenizer {
+    inner: HfTokenizer,
+}
+
+impl JsonTokenizer {
+    /// The tokenizer, its number of ids and its fingerprint.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<(Self, usize, [u8; 16])> {
+        let json_error = |error: tokenizers::Error| TextError::TokenizerJson(error.to_string());
+        let mut inner = HfTokenizer::from_bytes(bytes).map_err(json_error)?;
+        // The file may ask for both; ids must be those of the whole text, and no more.
+        inner.with_truncation(None).map_err(json_error)?;
+        inner.with_padding(None);
+        let vocab_size = match inner.get_vocab(true).values().max() {
+            Some(&last) if last <= i32::MAX as u32 => last as usize + 1,
+            Some(last) => {
+                return Err(TextError::TokenizerJson(format!("the id {last} is too large")));
+            }
+            None => return Err(TextError::TokenizerJson("the vocabulary is empty".into())),
+        };
+        let digest: [u8; 32] = Sha256::digest(bytes).into();
+        let fingerprint = *digest.first_chunk().expect("32 bytes hold 16");
+        Ok((Self { inner }, vocab_size, fingerprint))
+    }
+
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match self.inner.encode_fast(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(TextError::TokenizerJson(error.to_string())),
+        }
+    }
+
+    pub(crate) fn decode(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, false).unwrap_or_else(|_| "\u{fffd}".into())
+    }
+
+    pub(crate) fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}

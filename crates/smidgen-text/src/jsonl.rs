@@ -1,0 +1,81 @@
+//! One sample a line: `{"text": …}` or `{"prompt": …, "completion": …}`.
+
+use serde::Deserialize;
+
+use crate::dataset::Sequence;
+use crate::error::Result;
+use crate::tokenizer::Tokenizer;
+
+/// What a line may be, for error messages.
+pub(crate) const EXPECTED: &str =
+    r#"{"text": "…"} or {"prompt": "…", "completion": "…"}, one object a line"#;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    text: Option<String>,
+    prompt: Option<String>,
+    completion: Option<String>,
+}
+
+/// Why a line gives no sample.
+pub(crate) enum LineError {
+    /// The line is not of the expected form.
+    Form(String),
+    /// The tokenizer failed on its text.
+    Tokenizer(crate::TextError),
+}
+
+/// The sample on `line`: its tokens, ended by EOS where the tokenizer has one, and its loss targets.
+///
+/// Prompt and completion are tokenised apart and put together, so that no token spans the border
+/// between what is masked and what is not.
+pub(crate) fn sample(
+    line: &str,
+    tokenizer: &Tokenizer,
+    mask_prompt: bool,
+) -> std::result::Result<Sequence, LineError> {
+    if line.trim().is_empty() {
+        return Err(LineError::Form("the line is empty".into()));
+    }
+    let line: Line =
+        serde_json::from_str(line).map_err(|error| LineError::Form(error.to_string()))?;
+    let encode = |text: &str| tokenizer.encode(text).map_err(LineError::Tokenizer);
+    let mut sample = Sequence::default();
+    match (line.text, line.prompt, line.completion) {
+        (Some(text), None, None) => {
+            encode(&text)?.into_iter().for_each(|id| sample.push(id, true));
+        }
+        (None, Some(prompt), Some(completion)) => {
+            encode(&prompt)?.into_iter().for_each(|id| sample.push(id, !mask_prompt));
+            let completion = encode(&completion)?;
+            if completion.is_empty() {
+                return Err(LineError::Form("the completion is empty".into()));
+            }
+            completion.into_iter().for_each(|id| sample.push(id, true));
+        }
+        _ => return Err(LineError::Form("the keys do not make one sample".into())),
+    }
+    if let Some(eos) = tokenizer.eos()
+        && sample.ids.last().is_some_and(|&last| last != eos)
+    {
+        sample.push(eos, true);
+    }
+    // The first token is never predicted.
+    if !sample.targets.iter().skip(1).any(|&target| target) {
+        return Err(LineError::Form("no token is left for the loss".into()));
+    }
+    Ok(sample)
+}
+
+impl LineError {
+    /// The error with its place in the file.
+    pub(crate) fn at<T>(self, path: &std::path::Path, line: u64) -> Result<T> {
+        Err(match self {
+            Self::Form(what) => {
+                crate::TextError::BadLine { path: path.to_owned(), line, what, expected: EXPECTED }
+            }
+            Self::Tokenizer(error) => error,
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! From a text file to a token file, in memory that does not grow with the file.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::str::Utf8Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Result, TextError};
+use crate::jsonl;
+use crate::token_file::{TokenFileHeader, TokenFileKind, TokenFileWriter};
+use crate::tokenizer::Tokenizer;
+
+/// The longest line of a `.jsonl` file, and the longest stretch of a `.txt` file without a place
+/// where it may be cut.
+pub const MAX_PIECE_BYTES: usize = 16 << 20;
+
+/// How a text is made into tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrepareOptions {
+    /// Leaves prompts out of the loss. On by default.
+    pub mask_prompt: bool,
+    /// Bytes of a `.txt` file tokenised at a time; 1 MiB by default. The ids do not depend on it.
+    pub piece_bytes: usize,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        Self { mask_prompt: true, piece_bytes: 1 << 20 }
+    }
+}
+
+/// How far [`prepare`] has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the input that are done.
+    pub bytes: u64,
+    /// Bytes of the input.
+    pub bytes_total: u64,
+    /// Tokens written.
+    pub tokens: u64,
+    /// Samples written.
+    pub samples: u64,
+}
+
+/// Makes the token file `out` from `input`: a `.txt` file is one long text, a `.jsonl` file holds a
+/// sample a line, `{"text"}` (all of it is loss target) or `{"prompt", "completion"}` (the
+/// completion is). Samples end with EOS, appended where it is missing and the tokenizer has one.
+///
+/// The ids of a `.txt` file are those of the whole file tokenised at once. Prompt and completion
+/// are tokenised apart and put together, so that no token spans the border between them.
+///
+/// `progress` is called now and then, and with all bytes done at the end; once `cancel` is true the
+/// work stops and leaves nothing behind.
+///
+/// # Errors
+/// A file can't be read or written, a line is broken or has no target (named by its number), the
+/// text is no UTF-8, a line or an uncuttable stretch is longer than [`MAX_PIECE_BYTES`], the input
+/// is empty, or the caller cancelled.
+pub fn prepare(
+    input: &Path,
+    tokenizer: &Tokenizer,
+    options: &PrepareOptions,
+    out: &Path,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &AtomicBool,
+) -> Result<TokenFileHeader> {
+    let kind = match input.extension().and_then(|extension| extension.to_str()) {
+        Some("txt") => TokenFileKind::Text,
+        Some("jsonl") => TokenFileKind::Samples,
+        _ => return Err(TextError::data(input, "expected a .txt or .jsonl file")),
+    };
+    let file = File::open(input).map_err(TextError::io(input))?;
+    let bytes_total = file.metadata().map_err(TextError::io(input))?.len();
+    let mut job = Job {
+        input,
+        tokenizer,
+        options,
+        reader: HashingReader { file, hash: Sha256::new() },
+        writer: TokenFileWriter::create(out, kind, tokenizer, options.mask_prompt)?,
+        step: Step { bytes_total, progress, cancel },
+    };
+    match kind {
+        TokenFileKind::Text => job.text()?,
+        TokenFileKind::Samples => job.samples()?,
+    }
+    if job.writer.header().tokens == 0 {
+        return Err(TextError::data(input, "the file is empty"));
+    }
+    job.writer.finish(job.reader.hash.finalize().into())
+}
+
+struct Job<'a> {
+    input: &'a Path,
+    tokenizer: &'a Tokenizer,
+    options: &'a PrepareOptions,
+    reader: HashingReader,
+    writer: TokenFileWriter,
+    step: Step<'a>,
+}
+
+/// Reports how far the work is, and asks whether to go on.
+struct Step<'a> {
+    bytes_total: u64,
+    progress: &'a mut dyn FnMut(Progress),
+    cancel: &'a AtomicBool,
+}
+
+impl Step<'_> {
+    fn at(&mut self, bytes: u64, written: &TokenFileHeader) -> Result<()> {
+        let (tokens, samples) = (written.tokens, written.samples);
+        (self.progress)(Progress { bytes, bytes_total: self.bytes_total, tokens, samples });
+        if self.cancel.load(Ordering::Relaxed) { Err(TextError::Cancelled) } else { Ok(()) }
+    }
+}
+
+impl Job<'_> {
+    /// One long text, cut only where the ids can't depend on the cut.
+    fn text(&mut self) -> Result<()> {
+        let piece_bytes = self.options.piece_bytes.clamp(1, MAX_PIECE_BYTES) as u64;
+        let mut buffer = Vec::new();
+        let mut done = 0;
+        loop {
+            self.step.at(done, self.writer.header())?;
+            let read = (&mut self.reader)
+                .take(piece_bytes)
+                .read_to_end(&mut buffer)
+                .map_err(TextError::io(self.input))?;
+            let text = match std::str::from_utf8(&buffer) {
+                Ok(text) => text,
+                Err(error) if error.error_len().is_none() && read > 0 => valid_part(&buffer, error),
+                Err(error) => return Err(self.not_utf8(done + error.valid_up_to() as u64)),
+            };
+            let cut = if read == 0 { Some(text.len()) } else { self.tokenizer.last_cut(text) };
+            let Some(cut) = cut else {
+                if buffer.len() > MAX_PIECE_BYTES {
+                    return Err(self.uncuttable(done));
+                }
+                continue;
+            };
+            self.writer.push_text(&self.tokenizer.encode(&text[..cut])?)?;
+            buffer.drain(..cut);
+            done += cut as u64;
+            if read == 0 {
+                return self.step.at(done, self.writer.header());
+            }
+        }
+    }
+
+    /// A sample a line.
+    fn samples(&mut self) -> Result<()> {
+        let mut lines = BufReader::new(&mut self.reader);
+        let mut buffer = Vec::new();
+        let mut done = 0;
+        let mut reported = 0;
+        for number in 1.. {
+            if done >= reported {
+                self.step.at(done, self.writer.header())?;
+                reported = done + (64 << 10);
+            }
+            buffer.clear();
+            let mut line = (&mut lines).take(MAX_PIECE_BYTES as u64 + 1);
+            let read = line.read_until(b'\n', &mut buffer).map_err(TextError::io(self.input))?;
+            if read == 0 {
+                break;
+            }
+            let sample = match whole_line(&buffer, number) {
+                Ok(line) => jsonl::sample(line, self.tokenizer, self.options.mask_prompt),
+                Err(what) => Err(jsonl::LineError::Form(what)),
+            };
+            match sample {
+                Ok(sample) => self.writer.push_sample(&sample)?,
+                Err(error) => return error.at(self.input, number),
+            }
+            done += read as u64;
+        }
+        self.step.at(done, self.writer.header())
+    }
+
+    fn not_utf8(&self, at: u64) -> TextError {
+        TextError::data(self.input, format!("byte {at} is not part of UTF-8 text"))
+    }
+
+    fn uncuttable(&self, at: u64) -> TextError {
+        TextError::data(
+            self.input,
+            format!(
+                "from byte {at} on there are more than {MAX_PIECE_BYTES} bytes without a place \
+                 where this tokenizer's text may be cut; write it as a .jsonl file with shorter texts"
+            ),
+        )
+    }
+}
+
+/// The part of `bytes` before the character that `error` found unfinished.
+fn valid_part(bytes: &[u8], error: Utf8Error) -> &str {
+    std::str::from_utf8(&bytes[..error.valid_up_to()]).expect("found to be valid")
+}
+
+/// The text of a line, or what is wrong with it.
+fn whole_line(bytes: &[u8], number: u64) -> std::result::Result<&str, String> {
+    if bytes.len() > MAX_PIECE_BYTES {
+        return Err(format!("the line is longer than {MAX_PIECE_BYTES} bytes"));
+    }
+    let line = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    // Some editors put a byte order mark in front of a file.
+    Ok(if number == 1 { line.trim_start_matches('\u{feff}') } else { line })
+}
+
+/// Hashes a file as it is read.
+struct HashingReader {
+    file: File,
+    hash: Sha256,
+}
+
+impl Read for HashingReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}

@@ -1,0 +1,77 @@
+//! Tokens that are recognised in the text itself, before anything else is cut: `<|im_end|>`, runs
+//! of newlines, and their like.
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+
+use crate::error::{Result, TextError};
+
+/// A stretch of text between such tokens, or one of them.
+pub(crate) enum Piece<'t> {
+    Text(&'t str),
+    Token(u32),
+}
+
+/// The set of such tokens; of several that match at one place the longest is taken.
+pub(crate) struct AddedTokens {
+    automaton: AhoCorasick,
+    /// The id of each pattern of the automaton, ascending.
+    ids: Vec<u32>,
+}
+
+impl AddedTokens {
+    /// `tokens` are id and spelling, ids ascending, spellings not empty.
+    pub(crate) fn build<'s>(tokens: impl Iterator<Item = (u32, &'s str)>) -> Result<Self> {
+        let (ids, spellings): (Vec<u32>, Vec<&str>) = tokens.unzip();
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            // The smallest of the automata; the text is mostly skipped by its prefilter.
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .build(spellings)
+            .map_err(|error| TextError::BadVocabulary(format!("special tokens: {error}")))?;
+        Ok(Self { automaton, ids })
+    }
+
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+
+    /// Calls `f` with the pieces of `text`, in order; texts are not empty.
+    pub(crate) fn split<'t>(&self, text: &'t str, mut f: impl FnMut(Piece<'t>)) {
+        let mut done = 0;
+        for found in self.automaton.find_iter(text) {
+            if done < found.start() {
+                f(Piece::Text(&text[done..found.start()]));
+            }
+            f(Piece::Token(self.ids[found.pattern().as_usize()]));
+            done = found.end();
+        }
+        if done < text.len() {
+            f(Piece::Text(&text[done..]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(tokens: &[&str], text: &str) -> Vec<String> {
+        let tokens = tokens.iter().zip(10..).map(|(&spelling, id)| (id, spelling));
+        let mut pieces = Vec::new();
+        AddedTokens::build(tokens).unwrap().split(text, |piece| {
+            pieces.push(match piece {
+                Piece::Text(text) => text.to_owned(),
+                Piece::Token(id) => format!("#{id}"),
+            })
+        });
+        pieces
+    }
+
+    #[test]
+    fn longest_first() {
+        assert_eq!(split(&["\n", "\n\n", "<a>"], "x\n\n\n<a><b"), ["x", "#11", "#10", "#12", "<b"]);
+        assert_eq!(split(&["<a>"], "<a>"), ["#10"]);
+        assert_eq!(split(&[], "abc"), ["abc"]);
+        assert_eq!(split(&["é"], ""), [""; 0]);
+    }
+}

@@ -1,0 +1,84 @@
+//! What can go wrong, and what kind of thing it is.
+
+use std::path::PathBuf;
+
+/// The result of a run's operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong in a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model or adapter file.
+    #[error(transparent)]
+    Weights(#[from] smidgen_weights::Error),
+    /// The model's metadata.
+    #[error(transparent)]
+    Model(#[from] smidgen_models::Error),
+    /// The text, tokenizer or token file.
+    #[error(transparent)]
+    Text(#[from] smidgen_text::TextError),
+    /// Running the program.
+    #[error(transparent)]
+    Runtime(#[from] smidgen_runtime::Error),
+    /// The budget is too small.
+    #[error(transparent)]
+    OverBudget(#[from] smidgen_graph::OverBudget),
+    /// A setting that can't be.
+    #[error("{0}")]
+    Setting(String),
+    /// An adapter that does not belong to this model.
+    #[error("adapter {path}: {what}")]
+    Adapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// A file that can't be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+/// What a caller may want to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file, the data or the system.
+    Failed,
+    /// The caller's settings contradict each other or make no sense.
+    Usage,
+    /// The budget is too small.
+    Budget,
+    /// The caller asked to stop.
+    Cancelled,
+}
+
+impl Error {
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::OverBudget(_) => Kind::Budget,
+            Self::Setting(_) => Kind::Usage,
+            Self::Runtime(smidgen_runtime::Error::Cancelled) => Kind::Cancelled,
+            _ => Kind::Failed,
+        }
+    }
+
+    pub(crate) fn setting(what: impl Into<String>) -> Self {
+        Self::Setting(what.into())
+    }
+
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,180 @@
+//! Scoring: losses of a dataset under a model and an adapter.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use smidgen_graph::plan::{Plan, Request, plan};
+use smidgen_graph::{Budget, Gradients};
+use smidgen_kernels::{Kernels, MatRef};
+use smidgen_runtime::{Engine, KvCache, Pass, Settings, fixed_rows};
+use smidgen_text::{Dataset, Sequence};
+
+use crate::adapter::Adapter;
+use crate::base::Base;
+use crate::error::Result;
+use crate::session::process_row;
+use crate::step::fill;
+
+/// What a dataset scores.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy of all targets, in nats.
+    pub loss: f64,
+    /// Share of targets that had the largest logit.
+    pub accuracy: f64,
+    /// Number of targets.
+    pub targets: usize,
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Mean cross-entropy of each sequence's targets.
+    pub window_losses: Vec<f64>,
+}
+
+impl Evaluation {
+    /// exp(loss).
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// A model with an adapter, ready to score and to generate.
+#[derive(Debug)]
+pub struct Evaluator<'a> {
+    pub(crate) base: &'a Base,
+    pub(crate) engine: Engine,
+    pub(crate) adapter: Adapter,
+    pub(crate) pass: Pass,
+}
+
+impl<'a> Evaluator<'a> {
+    /// Plans and makes what passes of up to `tokens` rows, over up to `positions` positions,
+    /// need.
+    ///
+    /// # Errors
+    /// The budget is too small, or threads can't be started.
+    pub fn new(
+        base: &'a Base,
+        adapter: Adapter,
+        tokens: usize,
+        positions: usize,
+        threads: usize,
+        budget: Budget,
+    ) -> Result<Self> {
+        let settings = Settings { kernels: Kernels::detect(), threads, positions };
+        let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
+        fixed.push(process_row());
+        let request = Request {
+            tokens,
+            lora: adapter.spec.clone(),
+            first_trained: adapter.first_layer,
+            gradients: Gradients::Block,
+            optimizer_state: vec![],
+            backward: false,
+            budget,
+            fixed,
+        };
+        let plan = Arc::new(plan(base.blocks.as_ref(), &request)?);
+        let engine = Engine::new(base.blocks.as_ref(), Arc::clone(&base.weights), plan, &settings)?;
+        Ok(Self { base, engine, adapter, pass: Pass::default() })
+    }
+
+    /// The plan that was made.
+    pub fn plan(&self) -> &Plan {
+        self.engine.plan()
+    }
+
+    /// The most memory that was counted.
+    pub fn peak_bytes(&mut self) -> u64 {
+        self.engine.meter().peak()
+    }
+
+    /// Scores every sequence of `data`. `progress(done, all)` is called after each pass.
+    ///
+    /// # Errors
+    /// The data can't be read or does not fit the model; the caller cancelled.
+    pub fn evaluate(
+        &mut self,
+        data: &Dataset,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Evaluation> {
+        evaluate(&mut self.engine, &self.adapter, data, &mut self.pass, cancel, progress)
+    }
+
+    /// The logits of every position of `ids`: `visit(first token, positions x tokens)` is called
+    /// for each tile of the vocabulary.
+    ///
+    /// # Errors
+    /// A token that the model does not have, or too many of them.
+    pub fn logits(
+        &mut self,
+        ids: &[u32],
+        visit: &mut dyn FnMut(usize, MatRef<'_>),
+    ) -> Result<()> {
+        self.pass.clear();
+        self.pass.push(ids, &vec![false; ids.len()], 0);
+        Ok(self.engine.logits(&self.pass, &self.adapter.values, None, 0, visit)?)
+    }
+
+    /// The logits after the last of `ids`, which stand from position `first` on.
+    pub(crate) fn next_logits(
+        &mut self,
+        ids: &[u32],
+        first: usize,
+        cache: &mut KvCache,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.pass.clear();
+        self.pass.push(ids, &vec![false; ids.len()], 0);
+        self.pass.segments[0].first_position = first;
+        out.clear();
+        let last = ids.len() - 1;
+        let params = &self.adapter.values;
+        self.engine.logits(&self.pass, params, Some(cache), last, &mut |_, tile| {
+            out.extend_from_slice(tile.row(0));
+        })?;
+        Ok(())
+    }
+}
+
+pub(crate) fn evaluate(
+    engine: &mut Engine,
+    adapter: &Adapter,
+    data: &Dataset,
+    pass: &mut Pass,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluation> {
+    let rows = engine.plan().tokens;
+    pass.dropout = None;
+    pass.weight = 0.0;
+    let mut result = Evaluation::default();
+    let (mut sum, mut correct, mut done) = (0.0, 0, 0);
+    let mut waiting: Vec<Sequence> = Vec::new();
+    while done < data.len() {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(smidgen_runtime::Error::Cancelled.into());
+        }
+        let mut held: usize = waiting.iter().map(|s| s.ids.len()).sum();
+        while done + waiting.len() < data.len() && held <= rows {
+            let mut sequence = Sequence::default();
+            data.read(done + waiting.len(), &mut sequence)?;
+            held += sequence.ids.len();
+            waiting.push(sequence);
+        }
+        let taken = fill(pass, &waiting, 0, rows);
+        for loss in engine.evaluate(pass, &adapter.values)? {
+            sum += loss.sum;
+            correct += loss.correct;
+            result.targets += loss.targets;
+            result.window_losses.push(loss.sum / loss.targets.max(1) as f64);
+        }
+        result.tokens += pass.rows();
+        waiting.drain(..taken);
+        done += taken;
+        progress(done, data.len());
+    }
+    result.loss = sum / result.targets.max(1) as f64;
+    result.accuracy = correct as f64 / result.targets.max(1) as f64;
+    Ok(result)
+}

@@ -1,0 +1,37 @@
+//! Training methods, optimisers, evaluation and generation: what is done with the programs.
+//!
+//! [`Base`] is an open model, [`Planned`] a run whose memory is known, [`Session`] a run that
+//! trains; [`Evaluator`] scores and generates. One step of training is [`step`](crate::step),
+//! top to bottom.
+
+#![forbid(unsafe_code)]
+
+mod adapter;
+mod base;
+mod error;
+mod evaluate;
+mod generate;
+mod optimizer;
+mod prepare;
+mod run;
+mod schedule;
+mod session;
+pub mod step;
+
+pub use adapter::{Adapter, AdapterNote, LoraConfig, TargetModules};
+pub use base::Base;
+pub use error::{Error, Kind, Result};
+pub use evaluate::{Evaluation, Evaluator};
+pub use generate::GenerateConfig;
+pub use optimizer::{Optimizer, OptimizerConfig};
+pub use prepare::{PrepareReport, prepare};
+pub use run::RunFolder;
+pub use schedule::{Schedule, Shape};
+pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig};
+
+pub use smidgen_graph::{OverBudget, Row};
+pub use smidgen_runtime::memory;
+pub use smidgen_text::{
+    DataFiles, Dataset, Order, PrepareOptions, Progress, Sequence, Summary, TokenFile,
+    TokenFileKind, Tokenizer, WindowSpec,
+};

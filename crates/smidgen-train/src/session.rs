@@ -1,0 +1,523 @@
+//! A run: planned, started, stepped, paused, saved.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use smidgen_graph::plan::{Plan, Request, plan};
+use smidgen_graph::{Budget, Gradients, Row};
+use smidgen_kernels::Kernels;
+use smidgen_runtime::{Engine, Pass, Settings, fixed_rows, memory};
+use smidgen_text::{Dataset, Order, Sequence};
+
+use crate::adapter::{Adapter, AdapterNote, LoraConfig};
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::evaluate::{Evaluation, evaluate};
+use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::schedule::{Schedule, Shape};
+use crate::step::{StepSettings, step};
+
+/// How long a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many optimiser steps.
+    Iters(u64),
+    /// So many times over the data.
+    Epochs(u64),
+}
+
+/// The memory that a run may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryBudget {
+    /// The smaller of 1 GB and half of what the machine and the control group have free.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+    /// As little as can be.
+    Min,
+    /// Whatever saves work.
+    Unlimited,
+}
+
+impl MemoryBudget {
+    /// As the planner takes it; looks at the machine for [`MemoryBudget::Auto`].
+    pub fn resolve(self) -> Budget {
+        const AUTO: u64 = 1_000_000_000;
+        match self {
+            Self::Auto => Budget::AtMost(memory::available().map_or(AUTO, |a| AUTO.min(a / 2))),
+            Self::Bytes(bytes) => Budget::AtMost(bytes),
+            Self::Min => Budget::Least,
+            Self::Unlimited => Budget::Unlimited,
+        }
+    }
+}
+
+/// All settings of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig {
+    /// What kind of adapter.
+    pub lora: LoraConfig,
+    /// Starts from this PEFT folder; its rank, alpha and targets replace those of `lora`.
+    pub init_adapter: Option<PathBuf>,
+    /// How long.
+    pub length: Length,
+    /// Sequences a step, times `grad_accumulation_steps`.
+    pub batch_size: usize,
+    /// Multiplies the batch; the mean is over all targets of the step.
+    pub grad_accumulation_steps: usize,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// The highest rate.
+    pub learning_rate: f64,
+    /// How the rate goes on after warm-up.
+    pub schedule: Shape,
+    /// Steps over which the rate rises from zero.
+    pub warmup: u64,
+    /// Gradients are scaled down to this norm; none for no clipping.
+    pub clip: Option<f64>,
+    /// Whether each epoch has an order of its own.
+    pub shuffle: bool,
+    /// Decides the start of A, the order and the dropout masks.
+    pub seed: u64,
+    /// The budget.
+    pub memory: MemoryBudget,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            lora: LoraConfig::default(),
+            init_adapter: None,
+            length: Length::Epochs(1),
+            batch_size: 1,
+            grad_accumulation_steps: 1,
+            optimizer: OptimizerConfig::adamw(0.01),
+            learning_rate: 1e-4,
+            schedule: Shape::Constant,
+            warmup: 0,
+            clip: None,
+            shuffle: true,
+            seed: 0,
+            memory: MemoryBudget::Auto,
+            threads: std::thread::available_parallelism().map_or(1, Into::into),
+        }
+    }
+}
+
+impl TrainConfig {
+    fn check(&self) -> Result<()> {
+        let positive = |name: &str, n: usize| match n {
+            0 => Err(Error::setting(format!("{name} 0: it is at least 1"))),
+            _ => Ok(()),
+        };
+        positive("--batch-size", self.batch_size)?;
+        positive("--grad-accumulation-steps", self.grad_accumulation_steps)?;
+        positive("--threads", self.threads)?;
+        if !(self.learning_rate >= 0.0 && self.learning_rate.is_finite()) {
+            let rate = self.learning_rate;
+            return Err(Error::setting(format!("--learning-rate {rate}: it is at least 0")));
+        }
+        if self.clip.is_some_and(|c| !(c > 0.0)) {
+            return Err(Error::setting("--max-grad-norm: it is above 0"));
+        }
+        if self.batch_size.checked_mul(self.grad_accumulation_steps).is_none_or(|n| n > 1 << 20) {
+            return Err(Error::setting("more than 2^20 sequences a step"));
+        }
+        Ok(())
+    }
+
+    fn sequences(&self) -> usize {
+        self.batch_size * self.grad_accumulation_steps
+    }
+}
+
+/// A run whose memory is known and within the budget; nothing large was made yet.
+#[derive(Debug)]
+pub struct Planned {
+    base: Base,
+    data: Dataset,
+    config: TrainConfig,
+    adapter: Adapter,
+    plan: Plan,
+    settings: Settings,
+    notes: Vec<AdapterNote>,
+    steps: u64,
+}
+
+impl Planned {
+    /// Plans a run of `base` on `data`. `longest_evaluation` is the longest sequence that
+    /// [`Session::evaluate`] will be given, 0 for none.
+    ///
+    /// # Errors
+    /// The budget is too small, a setting can't be, or the adapter to start from does not fit.
+    pub fn new(
+        base: Base,
+        data: Dataset,
+        longest_evaluation: usize,
+        config: TrainConfig,
+    ) -> Result<Self> {
+        config.check()?;
+        let process = process_row();
+        check_vocabulary(&base, &data)?;
+        let (adapter, notes) = match &config.init_adapter {
+            Some(folder) => Adapter::load(&base, folder)?,
+            None => (Adapter::new(&base, &config.lora, config.seed)?, vec![]),
+        };
+        let tokens = data.max_len().max(longest_evaluation);
+        let settings =
+            Settings { kernels: Kernels::detect(), threads: config.threads, positions: tokens };
+        let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
+        let held = config.sequences().min(data.len());
+        fixed.push(Row::new(
+            "sequences",
+            format!("{held} x {} tokens", data.max_len()),
+            (held * data.max_len() * 5 + tokens * 12 + data.len() * 4) as u64,
+            "whole run",
+            "ids, masks and the order of an epoch",
+        ));
+        fixed.push(process);
+        // One pass a step without clipping: each block can be updated as soon as it is done.
+        let gradients = match (held, config.clip) {
+            (1, None) => Gradients::Block,
+            _ => Gradients::Whole,
+        };
+        let request = Request {
+            tokens,
+            lora: adapter.spec.clone(),
+            first_trained: adapter.first_layer,
+            gradients,
+            optimizer_state: config.optimizer.state(),
+            backward: true,
+            budget: config.memory.resolve(),
+            fixed,
+        };
+        let plan = plan(base.blocks.as_ref(), &request)?;
+        let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
+        let steps = match config.length {
+            Length::Iters(n) => n,
+            Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
+        };
+        Ok(Self { base, data, config, adapter, plan, settings, notes, steps })
+    }
+
+    /// The plan: its table sums to its peak.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What is worth telling about the adapter that the run starts from.
+    pub fn notes(&self) -> &[AdapterNote] {
+        &self.notes
+    }
+
+    /// The adapter as it will start.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The model.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Optimiser steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Makes all that the plan lists.
+    ///
+    /// # Errors
+    /// Threads can't be started.
+    pub fn start(self) -> Result<Session> {
+        let plan = Arc::new(self.plan);
+        let optimizer = Optimizer::new(self.config.optimizer, self.adapter.len());
+        let order = match self.config.shuffle {
+            true => Order::Shuffled { seed: self.config.seed },
+            false => Order::File,
+        };
+        let mut session = Session {
+            optimizer,
+            order,
+            base: self.base,
+            data: self.data,
+            config: self.config,
+            adapter: self.adapter,
+            plan,
+            settings: self.settings,
+            engine: None,
+            epoch: Vec::new(),
+            sequences: Vec::new(),
+            pass: Pass::default(),
+            done: 0,
+            steps: self.steps,
+            peak: 0,
+        };
+        session.engine()?;
+        Ok(session)
+    }
+}
+
+/// What the caller wants after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// The next step.
+    Continue,
+    /// Return; go on with another call of [`Session::run`].
+    Pause,
+    /// Give all memory but the adapter and the optimiser's state back to the system, and return.
+    /// The next step makes it anew: what to answer when the system is short of memory.
+    Release,
+}
+
+/// Why [`Session::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// The caller asked for it, or the time was up.
+    Paused,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Mean cross-entropy of the step's targets before the update, in nats.
+    pub loss: f64,
+    /// Number of targets.
+    pub targets: usize,
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Rate of this step.
+    pub learning_rate: f64,
+    /// Wall time of this step.
+    pub seconds: f64,
+    /// Memory counted now, if the system tells.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A run that trains.
+#[derive(Debug)]
+pub struct Session {
+    base: Base,
+    data: Dataset,
+    config: TrainConfig,
+    adapter: Adapter,
+    optimizer: Optimizer,
+    order: Order,
+    plan: Arc<Plan>,
+    settings: Settings,
+    /// None while the memory is given back.
+    engine: Option<Engine>,
+    /// The current epoch's order.
+    epoch: Vec<u32>,
+    sequences: Vec<Sequence>,
+    pass: Pass,
+    done: u64,
+    steps: u64,
+    peak: u64,
+}
+
+impl Session {
+    fn engine(&mut self) -> Result<&mut Engine> {
+        if self.engine.is_none() {
+            let (plan, weights) = (Arc::clone(&self.plan), Arc::clone(&self.base.weights));
+            let engine = Engine::new(self.base.blocks.as_ref(), weights, plan, &self.settings)?;
+            self.engine = Some(engine);
+        }
+        Ok(self.engine.as_mut().expect("just made"))
+    }
+
+    /// Runs the next step. Setting `cancel` stops it before anything is changed, or lets it
+    /// finish once its backward has begun.
+    ///
+    /// # Errors
+    /// The data can't be read, the loss is not finite, the step was cancelled, or no step is
+    /// left.
+    pub fn step(&mut self, cancel: &AtomicBool) -> Result<StepReport> {
+        if self.is_finished() {
+            return Err(Error::setting("all steps of the run are done"));
+        }
+        let begin = Instant::now();
+        let learning_rate = self.schedule().rate(self.done);
+        self.read_sequences()?;
+        self.engine()?;
+        let engine = self.engine.as_mut().expect("just made");
+        let settings = StepSettings {
+            number: self.done + 1,
+            rate: learning_rate,
+            clip: self.config.clip,
+            seed: self.config.seed,
+        };
+        let (adapter, optimizer) = (&mut self.adapter, &mut self.optimizer);
+        let (sequences, pass) = (&self.sequences, &mut self.pass);
+        let out = step(engine, adapter, optimizer, sequences, &settings, pass, cancel)?;
+        let memory_bytes = engine.meter().look();
+        self.peak = self.peak.max(engine.meter().peak());
+        self.done += 1;
+        Ok(StepReport {
+            step: self.done,
+            steps: self.steps,
+            loss: out.loss,
+            targets: out.targets,
+            tokens: out.tokens,
+            learning_rate,
+            seconds: begin.elapsed().as_secs_f64(),
+            memory_bytes,
+        })
+    }
+
+    /// Runs steps until all are done, `after_step` asks for a pause or `slice` has passed; a step
+    /// is never cut short by the time.
+    ///
+    /// # Errors
+    /// Those of [`Session::step`].
+    pub fn run(
+        &mut self,
+        slice: Option<Duration>,
+        cancel: &AtomicBool,
+        after_step: &mut dyn FnMut(&mut Self, &StepReport) -> Result<Flow>,
+    ) -> Result<Outcome> {
+        let begin = Instant::now();
+        while !self.is_finished() {
+            let report = self.step(cancel)?;
+            match after_step(self, &report)? {
+                Flow::Continue => {}
+                Flow::Pause => return Ok(Outcome::Paused),
+                Flow::Release => {
+                    self.release();
+                    return Ok(Outcome::Paused);
+                }
+            }
+            if slice.is_some_and(|slice| begin.elapsed() >= slice) && !self.is_finished() {
+                return Ok(Outcome::Paused);
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// Gives all memory but the adapter and the optimiser's state back to the system. The next
+    /// step makes it anew.
+    pub fn release(&mut self) {
+        self.engine = None;
+        smidgen_weights::release_free_heap();
+    }
+
+    /// Scores every sequence of `data` with the adapter as it is, within the same plan.
+    ///
+    /// # Errors
+    /// The data can't be read or is longer than planned for; the caller cancelled.
+    pub fn evaluate(&mut self, data: &Dataset, cancel: &AtomicBool) -> Result<Evaluation> {
+        self.engine()?;
+        let engine = self.engine.as_mut().expect("just made");
+        let result = evaluate(engine, &self.adapter, data, &mut self.pass, cancel, &mut |_, _| {});
+        self.peak = self.peak.max(engine.meter().peak());
+        result
+    }
+
+    /// Writes the adapter as it is to a PEFT folder.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        self.adapter.save(&self.base, folder)?;
+        if let Some(engine) = &mut self.engine {
+            engine.meter().look();
+            self.peak = self.peak.max(engine.meter().peak());
+        }
+        Ok(())
+    }
+
+    /// Whether all steps are done.
+    pub fn is_finished(&self) -> bool {
+        self.done >= self.steps
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> u64 {
+        self.done
+    }
+
+    /// The plan that the run keeps to.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The most memory that was counted, 0 where the system does not tell.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak
+    }
+
+    /// The adapter as it is.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The model.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Ends the run and gives the model and the adapter back.
+    pub fn finish(self) -> (Base, Adapter) {
+        (self.base, self.adapter)
+    }
+
+    fn schedule(&self) -> Schedule {
+        Schedule {
+            learning_rate: self.config.learning_rate,
+            shape: self.config.schedule,
+            warmup: self.config.warmup,
+            total: self.steps,
+        }
+    }
+
+    /// Reads the next step's sequences. A step never reaches over the end of an epoch: the last
+    /// one may have fewer.
+    fn read_sequences(&mut self) -> Result<()> {
+        let size = self.config.sequences();
+        let per_epoch = self.data.len().div_ceil(size) as u64;
+        let (epoch, at) = (self.done / per_epoch, (self.done % per_epoch) as usize);
+        if at == 0 || self.epoch.is_empty() {
+            self.epoch = self.order.epoch(self.data.len() as u32, epoch);
+        }
+        let chosen = &self.epoch[at * size..((at + 1) * size).min(self.epoch.len())];
+        self.sequences.resize_with(chosen.len(), Sequence::default);
+        for (&index, sequence) in chosen.iter().zip(&mut self.sequences) {
+            self.data.read(index as usize, sequence)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
+    let (found, model) = (data.file().header().vocab_size as usize, base.info().vocabulary);
+    if found > model {
+        return Err(Error::setting(format!(
+            "{} was prepared for a vocabulary of {found} tokens and the model has {model}; \
+             prepare it again with this model",
+            data.file().path().display()
+        )));
+    }
+    Ok(())
+}
+
+/// What threads' stacks, small buffers and the allocator's slack add once a run has started.
+const GROWTH: u64 = 700_000;
+
+/// The plan's line for what the process holds before the run makes anything.
+pub(crate) fn process_row() -> Row {
+    /// Where the system does not tell: a guess on the safe side.
+    const UNKNOWN: u64 = 6_000_000;
+    let now = memory::usage().map_or(UNKNOWN, |u| u.counted);
+    let why = "code's data, heap, stacks: measured before the run, and a little for its start";
+    Row::new("process", "bytes".into(), now + GROWTH, "whole run", why)
+}
