@@ -32,6 +32,11 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// What names of a layer's tensors begin with.
     fn layer_prefix(&self, layer: usize) -> String;
 
+    /// Tensors that are read into the architecture itself rather than by a block.
+    fn other_tensors(&self) -> &[&str] {
+        &[]
+    }
+
     /// Angles a position of each rotation that blocks name: the inverse frequencies.
     fn rope_frequencies(&self) -> Vec<Vec<f32>>;
 }

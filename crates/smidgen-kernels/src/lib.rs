@@ -6,6 +6,8 @@
 //! operation, not by the instruction set, so a result has the same bits whichever set computes
 //! it, however the work is cut into tiles.
 
+#![deny(unsafe_code)]
+
 pub mod arch;
 pub mod attention;
 pub mod dropout;

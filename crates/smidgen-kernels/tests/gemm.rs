@@ -59,7 +59,7 @@ impl Random {
         for block in bytes.chunks_exact_mut(format.block_bytes()) {
             for &at in halves {
                 // A half between 2^-8 and 2^-3, of either sign.
-                let bits = 0x1c00 + (self.next() % 0x1400) as u16 | (self.next() as u16 & 0x8000);
+                let bits = (0x1c00 + (self.next() % 0x1400) as u16) | (self.next() as u16 & 0x8000);
                 block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
             }
         }

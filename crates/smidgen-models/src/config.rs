@@ -92,6 +92,15 @@ impl Decoder {
 
     fn check(&self, gguf: &Gguf, family: &str, [eps_key, base_key]: [&str; 2]) -> Result<()> {
         let wrong = |key: String, value: String, expected| Err(Error::Value { key, value, expected });
+        let sizes = [
+            ("embedding_length", self.hidden),
+            ("feed_forward_length", self.ffn),
+            ("vocab_size", self.vocabulary),
+        ];
+        if let Some((name, value)) = sizes.into_iter().find(|(_, value)| *value < 2) {
+            let key = format!("{family}.{name}");
+            return wrong(key, value.to_string(), "no model has a size below 2 there");
+        }
         if self.heads % self.kv_heads != 0 {
             let key = format!("{family}.attention.head_count_kv");
             return wrong(key, self.kv_heads.to_string(), "it must divide the number of heads");

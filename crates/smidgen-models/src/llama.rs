@@ -51,6 +51,10 @@ impl Architecture for Llama {
         format!("blk.{layer}.")
     }
 
+    fn other_tensors(&self) -> &[&str] {
+        &["rope_freqs.weight"]
+    }
+
     fn hidden(&self) -> usize {
         self.config.hidden
     }

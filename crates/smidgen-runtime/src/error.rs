@@ -26,6 +26,15 @@ pub enum Error {
         /// Columns expected.
         cols: usize,
     },
+    /// A tensor that no block of the family reads.
+    #[error(
+        "tensor {tensor} is not one that this family uses, so training without it would train \
+         another model; the file is of an unknown variant"
+    )]
+    Unused {
+        /// The tensor.
+        tensor: String,
+    },
     /// A token that the model does not have.
     #[error(
         "token id {id} is beyond the model's vocabulary of {vocabulary}; the data was prepared for \

@@ -1,5 +1,6 @@
 //! A model file bound to the blocks of a model: where each weight of each block lies.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use smidgen_graph::{Architecture, Block, WeightId};
@@ -67,7 +68,27 @@ impl ModelWeights {
             bound.layers.push(slots);
         }
         bound.vectors.shrink_to_fit();
+        bound.check_all_used(model)?;
         Ok(bound)
+    }
+
+    /// A tensor that no block reads would be left out of the function that the model computes.
+    fn check_all_used(&self, model: &dyn Architecture) -> Result<()> {
+        let mut used: BTreeSet<String> = BTreeSet::new();
+        let mut add = |block: &Block, prefix: &str| {
+            used.extend(block.weights.iter().map(|slot| format!("{prefix}{}", slot.tensor)));
+        };
+        add(&model.embedding_block(), "");
+        add(&model.head_block(), "");
+        for layer in 0..model.layers() {
+            let block = model.layer_block(model.layer_kind(layer), None, smidgen_graph::GRAIN);
+            add(&block, &model.layer_prefix(layer));
+        }
+        used.extend(model.other_tensors().iter().map(|name| (*name).to_owned()));
+        match self.gguf.tensor_names().find(|name| !used.contains(*name)) {
+            Some(tensor) => Err(Error::Unused { tensor: tensor.to_owned() }),
+            None => Ok(()),
+        }
     }
 
     fn bind_block(&mut self, block: &Block, prefix: &str) -> Result<Vec<Bound>> {

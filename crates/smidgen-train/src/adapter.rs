@@ -27,7 +27,10 @@ pub enum TargetModules {
 
 impl TargetModules {
     /// Module paths below the layer, in the order of a layer.
-    fn modules(&self) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// A name that no projection has, or no name at all.
+    pub fn modules(&self) -> Result<Vec<String>> {
         let Self::Names(names) = self else {
             return Ok(SITES.iter().map(|s| s.module.to_owned()).collect());
         };
@@ -292,6 +295,16 @@ impl Adapter {
             writer.write(&slot.path(), smidgen_weights::Factor::B, &rows)?;
         }
         Ok(writer.finish()?)
+    }
+
+    /// Which projections of a layer it sits on, as the planner takes it.
+    pub fn spec(&self) -> &LoraSpec {
+        &self.spec
+    }
+
+    /// The lowest layer that has it.
+    pub fn first_layer(&self) -> usize {
+        self.first_layer
     }
 
     /// What kind of adapter it is.

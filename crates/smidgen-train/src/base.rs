@@ -38,6 +38,16 @@ impl Base {
         &self.info
     }
 
+    /// The model's blocks, as the planner takes them.
+    pub fn blocks(&self) -> &dyn Architecture {
+        self.blocks.as_ref()
+    }
+
+    /// The model's weights, as the engine takes them.
+    pub fn weights(&self) -> &Arc<ModelWeights> {
+        &self.weights
+    }
+
     /// The model's file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -65,7 +65,8 @@ impl Error {
         match self {
             Self::OverBudget(_) => Kind::Budget,
             Self::Setting(_) => Kind::Usage,
-            Self::Runtime(smidgen_runtime::Error::Cancelled) => Kind::Cancelled,
+            Self::Runtime(smidgen_runtime::Error::Cancelled)
+            | Self::Text(smidgen_text::TextError::Cancelled) => Kind::Cancelled,
             _ => Kind::Failed,
         }
     }

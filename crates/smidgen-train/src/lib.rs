@@ -8,6 +8,7 @@
 
 mod adapter;
 mod base;
+mod budget;
 mod error;
 mod evaluate;
 mod generate;
@@ -27,11 +28,13 @@ pub use optimizer::{Optimizer, OptimizerConfig};
 pub use prepare::{PrepareReport, prepare};
 pub use run::RunFolder;
 pub use schedule::{Schedule, Shape};
-pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig};
+pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig, plan_ahead};
 
-pub use smidgen_graph::{OverBudget, Row};
+pub use smidgen_graph::plan::Plan;
+pub use smidgen_graph::{Budget, OverBudget, Row};
+pub use smidgen_models::Info;
 pub use smidgen_runtime::memory;
 pub use smidgen_text::{
-    DataFiles, Dataset, Order, PrepareOptions, Progress, Sequence, Summary, TokenFile,
-    TokenFileKind, Tokenizer, WindowSpec,
+    DataFiles, Dataset, Order, PrepareOptions, Progress, Sequence, StreamDecoder, Summary,
+    TokenFile, TokenFileHeader, TokenFileKind, Tokenizer, WindowSpec,
 };

@@ -14,7 +14,8 @@ use crate::session::StepReport;
 #[derive(Debug)]
 pub struct RunFolder {
     folder: PathBuf,
-    metrics: File,
+    /// None before the first line.
+    metrics: Option<File>,
 }
 
 #[derive(Serialize)]
@@ -40,16 +41,15 @@ enum Line<'a> {
 }
 
 impl RunFolder {
-    /// Makes the folder where it is missing, and begins its metrics anew.
+    /// Makes the folder where it is missing. Its metrics begin anew with the first line that is
+    /// written, so that a run which never starts leaves those of an earlier one.
     ///
     /// # Errors
-    /// It can't be made or written to.
+    /// It can't be made.
     pub fn create(folder: &Path) -> Result<Self> {
         let own = folder.join("smidgen");
         fs::create_dir_all(&own).map_err(Error::io("create", &own))?;
-        let path = own.join("metrics.jsonl");
-        let metrics = File::create(&path).map_err(Error::io("create", &path))?;
-        Ok(Self { folder: folder.to_owned(), metrics })
+        Ok(Self { folder: folder.to_owned(), metrics: None })
     }
 
     /// The folder, which takes the adapter.
@@ -93,6 +93,10 @@ impl RunFolder {
         let mut text = serde_json::to_vec(line)
             .map_err(|e| Error::io("write", &path)(std::io::Error::other(e)))?;
         text.push(b'\n');
-        self.metrics.write_all(&text).map_err(Error::io("write", &path))
+        let metrics = match &mut self.metrics {
+            Some(file) => file,
+            none => none.insert(File::create(&path).map_err(Error::io("create", &path))?),
+        };
+        metrics.write_all(&text).map_err(Error::io("write", &path))
     }
 }

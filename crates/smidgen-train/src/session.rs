@@ -167,35 +167,8 @@ impl Planned {
             Some(folder) => Adapter::load(&base, folder)?,
             None => (Adapter::new(&base, &config.lora, config.seed)?, vec![]),
         };
-        let tokens = data.max_len().max(longest_evaluation);
-        let settings =
-            Settings { kernels: Kernels::detect(), threads: config.threads, positions: tokens };
-        let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
-        let held = config.sequences().min(data.len());
-        fixed.push(Row::new(
-            "sequences",
-            format!("{held} x {} tokens", data.max_len()),
-            (held * data.max_len() * 5 + tokens * 12 + data.len() * 4) as u64,
-            "whole run",
-            "ids, masks and the order of an epoch",
-        ));
-        fixed.push(process);
-        // One pass a step without clipping: each block can be updated as soon as it is done.
-        let gradients = match (held, config.clip) {
-            (1, None) => Gradients::Block,
-            _ => Gradients::Whole,
-        };
-        let request = Request {
-            tokens,
-            lora: adapter.spec.clone(),
-            first_trained: adapter.first_layer,
-            gradients,
-            optimizer_state: config.optimizer.state(),
-            backward: true,
-            budget: config.memory.resolve(),
-            fixed,
-        };
-        let plan = plan(base.blocks.as_ref(), &request)?;
+        let size = DataSize { sequences: data.len(), longest: data.max_len() };
+        let (plan, settings) = plan_run(&base, &adapter, &config, size, longest_evaluation, process)?;
         let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
@@ -498,6 +471,69 @@ impl Session {
     }
 }
 
+/// What of a dataset decides the memory of a run.
+#[derive(Clone, Copy, Debug)]
+struct DataSize {
+    sequences: usize,
+    /// Tokens of the longest sequence.
+    longest: usize,
+}
+
+/// The plan of a run whose data is not there yet: as many sequences as a step takes, each of
+/// `longest` tokens.
+///
+/// # Errors
+/// Those of [`Planned::new`].
+pub fn plan_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Plan> {
+    config.check()?;
+    let process = process_row();
+    let adapter = match &config.init_adapter {
+        Some(folder) => Adapter::load(base, folder)?.0,
+        None => Adapter::new(base, &config.lora, config.seed)?,
+    };
+    let size = DataSize { sequences: config.sequences(), longest };
+    Ok(plan_run(base, &adapter, config, size, 0, process)?.0)
+}
+
+fn plan_run(
+    base: &Base,
+    adapter: &Adapter,
+    config: &TrainConfig,
+    data: DataSize,
+    longest_evaluation: usize,
+    process: Row,
+) -> Result<(Plan, Settings)> {
+    let tokens = data.longest.max(longest_evaluation);
+    let settings =
+        Settings { kernels: Kernels::detect(), threads: config.threads, positions: tokens };
+    let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
+    let held = config.sequences().min(data.sequences);
+    fixed.push(Row::new(
+        "sequences",
+        format!("{held} x {} tokens", data.longest),
+        (held * data.longest * 5 + tokens * 12 + data.sequences * 4) as u64,
+        "whole run",
+        "ids, masks and the order of an epoch",
+    ));
+    fixed.push(process);
+    // One pass a step without clipping: each block can be updated as soon as it is done.
+    let gradients = match (held, config.clip) {
+        (1, None) => Gradients::Block,
+        _ => Gradients::Whole,
+    };
+    let request = Request {
+        tokens,
+        lora: adapter.spec.clone(),
+        first_trained: adapter.first_layer,
+        gradients,
+        optimizer_state: config.optimizer.state(),
+        backward: true,
+        budget: config.memory.resolve(),
+        fixed,
+    };
+    Ok((plan(base.blocks.as_ref(), &request)?, settings))
+}
+
 fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
     let (found, model) = (data.file().header().vocab_size as usize, base.info().vocabulary);
     if found > model {
@@ -517,6 +553,7 @@ const GROWTH: u64 = 700_000;
 pub(crate) fn process_row() -> Row {
     /// Where the system does not tell: a guess on the safe side.
     const UNKNOWN: u64 = 6_000_000;
+    smidgen_weights::release_free_heap();
     let now = memory::usage().map_or(UNKNOWN, |u| u.counted);
     let why = "code's data, heap, stacks: measured before the run, and a little for its start";
     Row::new("process", "bytes".into(), now + GROWTH, "whole run", why)

@@ -1,5 +1,7 @@
 //! Instruction sets: what this processor has, and the code that is written for one of them.
 
+#![allow(unsafe_code)]
+
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod dispatch;

@@ -1,0 +1,353 @@
+//! Models, engines and gradients for the tests of exactness.
+
+#![allow(dead_code)] // Every test file takes what it needs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use smidgen_graph::plan::{Plan, Request, plan};
+use smidgen_graph::{Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget};
+use smidgen_kernels::{Kernels, Philox};
+use smidgen_models::{Info, SITES};
+use smidgen_runtime::{Dropout, Engine, ModelWeights, Pass, Settings};
+use smidgen_train::{Adapter, Base, LoraConfig, Sequence};
+use smidgen_weights::Gguf;
+
+/// The families of `tests/golden`.
+pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "gemma3"];
+
+/// A file of the repository, from its root.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+/// The tiny model of a family.
+pub fn golden_model(family: &str) -> Model {
+    Model::open(&repository(&format!("tests/golden/{family}.gguf")))
+}
+
+/// A model twice: as the training crate opens it, and as what an engine takes.
+#[derive(Debug)]
+pub struct Model {
+    pub base: Base,
+    pub info: Info,
+    pub blocks: Box<dyn Architecture>,
+    pub weights: Arc<ModelWeights>,
+}
+
+impl Model {
+    pub fn open(path: &Path) -> Self {
+        let gguf = Gguf::open(path).expect("a model file");
+        let model = smidgen_models::open(&gguf).expect("a known family");
+        let weights = ModelWeights::bind(gguf, model.blocks.as_ref()).expect("its tensors");
+        Self {
+            base: Base::open(path).expect("a model"),
+            info: model.info,
+            blocks: model.blocks,
+            weights: Arc::new(weights),
+        }
+    }
+
+    /// An adapter with numbers in A and in B, so that every path has a gradient.
+    pub fn adapter(&self, config: &LoraConfig) -> Adapter {
+        let mut adapter = Adapter::new(&self.base, config, 7).expect("an adapter");
+        random(1, 0.03, adapter.values_mut());
+        adapter
+    }
+
+    /// How `adapter` is run over passes of `tokens` rows, with all memory and one thread.
+    pub fn run(&self, adapter: &Adapter, tokens: usize) -> Run {
+        Run::new(spec(adapter), first_layer(adapter), tokens)
+    }
+
+    pub fn engine(&self, run: &Run) -> Engine {
+        run.engine(self.blocks.as_ref(), &self.weights)
+    }
+
+    pub fn plan(&self, run: &Run) -> Result<Plan, OverBudget> {
+        run.plan(self.blocks.as_ref())
+    }
+}
+
+/// What the planner takes of an adapter.
+pub fn spec(adapter: &Adapter) -> LoraSpec {
+    let LoraConfig { rank, alpha, dropout, .. } = *adapter.config();
+    let named = |module: &str| adapter.factors().any(|(_, m, _, _)| m == module);
+    let modules = SITES.iter().filter(|s| named(s.module)).map(|s| s.module.to_owned());
+    let scale = (alpha / rank as f64) as f32;
+    LoraSpec { rank, scale, dropout: dropout as f32, modules: modules.collect() }
+}
+
+/// The lowest layer that an adapter covers.
+pub fn first_layer(adapter: &Adapter) -> usize {
+    adapter.factors().next().expect("an adapter has factors").0
+}
+
+/// How an engine is made: nothing here may change a number.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub lora: LoraSpec,
+    pub first_trained: usize,
+    pub tokens: usize,
+    pub gradients: Gradients,
+    pub budget: Budget,
+    pub kernels: Kernels,
+    pub threads: usize,
+    /// A width of MLP tiles instead of the planner's.
+    pub mlp_tile: Option<usize>,
+}
+
+impl Run {
+    pub fn new(lora: LoraSpec, first_trained: usize, tokens: usize) -> Self {
+        Self {
+            lora,
+            first_trained,
+            tokens,
+            gradients: Gradients::Whole,
+            budget: Budget::Unlimited,
+            kernels: Kernels::detect(),
+            threads: 1,
+            mlp_tile: None,
+        }
+    }
+
+    pub fn plan(&self, blocks: &dyn Architecture) -> Result<Plan, OverBudget> {
+        let request = Request {
+            tokens: self.tokens,
+            lora: self.lora.clone(),
+            first_trained: self.first_trained,
+            gradients: self.gradients,
+            optimizer_state: vec![],
+            backward: true,
+            budget: self.budget,
+            fixed: vec![],
+        };
+        match self.mlp_tile {
+            Some(width) => plan(&Tiled { blocks, width }, &request),
+            None => plan(blocks, &request),
+        }
+    }
+
+    pub fn engine(&self, blocks: &dyn Architecture, weights: &Arc<ModelWeights>) -> Engine {
+        let plan = Arc::new(self.plan(blocks).expect("a budget that suffices"));
+        let (kernels, threads, positions) = (self.kernels, self.threads, self.tokens);
+        let settings = Settings { kernels, threads, positions };
+        Engine::new(blocks, Arc::clone(weights), plan, &settings).expect("an engine")
+    }
+
+    /// Budgets from the least to all, with plans that differ.
+    pub fn budgets(&self, blocks: &dyn Architecture, steps: u64) -> Vec<Budget> {
+        let peak = |budget| {
+            let run = Self { budget, ..self.clone() };
+            run.plan(blocks).expect("a plan without a limit").peak_bytes
+        };
+        let (least, most) = (peak(Budget::Least), peak(Budget::Unlimited));
+        let between = (0..=steps).map(|i| Budget::AtMost(least + (most - least) * i / steps));
+        [Budget::Least].into_iter().chain(between).chain([Budget::Unlimited]).collect()
+    }
+}
+
+/// A model whose MLP works on tiles of a given width, whatever the planner would like.
+#[derive(Debug)]
+struct Tiled<'a> {
+    blocks: &'a dyn Architecture,
+    width: usize,
+}
+
+impl Architecture for Tiled<'_> {
+    fn layers(&self) -> usize {
+        self.blocks.layers()
+    }
+
+    fn layer_kind(&self, layer: usize) -> usize {
+        self.blocks.layer_kind(layer)
+    }
+
+    fn layer_block(&self, kind: usize, lora: Option<&LoraSpec>, _: usize) -> Block {
+        self.blocks.layer_block(kind, lora, self.width)
+    }
+
+    fn embedding_block(&self) -> Block {
+        self.blocks.embedding_block()
+    }
+
+    fn head_block(&self) -> Block {
+        self.blocks.head_block()
+    }
+
+    fn hidden(&self) -> usize {
+        self.blocks.hidden()
+    }
+
+    fn layer_prefix(&self, layer: usize) -> String {
+        self.blocks.layer_prefix(layer)
+    }
+
+    fn other_tensors(&self) -> &[&str] {
+        self.blocks.other_tensors()
+    }
+
+    fn rope_frequencies(&self) -> Vec<Vec<f32>> {
+        self.blocks.rope_frequencies()
+    }
+}
+
+/// Calls `work` with each pass that `sequences` fill, as many a pass as the plan has room for.
+fn passes(
+    engine: &mut Engine,
+    sequences: &[Sequence],
+    dropout: Option<Dropout>,
+    mut work: impl FnMut(&mut Engine, &Pass),
+) {
+    let targets: usize = sequences.iter().map(Sequence::target_count).sum();
+    let weight = 1.0 / targets as f32;
+    let rows = engine.plan().tokens;
+    let mut pass = Pass { weight, dropout, ..Pass::default() };
+    for (sample, sequence) in sequences.iter().enumerate() {
+        if pass.rows() > 0 && pass.rows() + sequence.ids.len() > rows {
+            work(engine, &pass);
+            pass.clear();
+        }
+        pass.push(&sequence.ids, &sequence.targets, sample as u64);
+    }
+    work(engine, &pass);
+}
+
+fn targets(sequences: &[Sequence]) -> f64 {
+    sequences.iter().map(Sequence::target_count).sum::<usize>() as f64
+}
+
+/// The mean loss of all targets, and its gradient for every factor.
+pub fn gradient(
+    engine: &mut Engine,
+    params: &[f32],
+    sequences: &[Sequence],
+    dropout: Option<Dropout>,
+) -> (f64, Vec<f32>) {
+    let mut params = params.to_vec();
+    let mut found = vec![0.0; params.len()];
+    let whole = engine.plan().gradients == Gradients::Whole;
+    engine.gradients().fill(0.0);
+    let mut sum = 0.0;
+    passes(engine, sequences, dropout, |engine, pass| {
+        let never = AtomicBool::new(false);
+        let losses = engine.train(pass, &mut params, &never, &mut |range, _, gradients| {
+            found[range].iter_mut().zip(gradients).for_each(|(sum, g)| *sum += *g);
+        });
+        sum = losses.expect("losses").iter().fold(sum, |sum, loss| sum + loss.sum);
+    });
+    if whole {
+        found.copy_from_slice(engine.gradients());
+    }
+    (sum / targets(sequences), found)
+}
+
+/// The mean loss of all targets.
+pub fn loss(
+    engine: &mut Engine,
+    params: &[f32],
+    sequences: &[Sequence],
+    dropout: Option<Dropout>,
+) -> f64 {
+    let mut sum = 0.0;
+    passes(engine, sequences, dropout, |engine, pass| {
+        let losses = engine.evaluate(pass, params).expect("losses");
+        sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
+    });
+    sum / targets(sequences)
+}
+
+/// How far `gradient` is from differences of the loss, for each of `ranges` along `directions`
+/// random directions u: the worst |difference - gradient . u| over |gradient|, the size that
+/// gradient . u has on average.
+///
+/// The stencil (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h leaves an error of order h^4.
+pub fn worst_difference(
+    params: &[f32],
+    gradient: &[f32],
+    ranges: &[std::ops::Range<usize>],
+    directions: u64,
+    mut loss: impl FnMut(&[f32]) -> f64,
+) -> f64 {
+    const H: f64 = 0.008;
+    let mut worst: f64 = 0.0;
+    for (i, range) in ranges.iter().enumerate() {
+        for direction in 0..directions {
+            let mut u = vec![0.0; range.len()];
+            random(1000 + 100 * i as u64 + direction, 3f32.sqrt(), &mut u);
+            let mut moved_loss = |h: f64| {
+                let mut moved = params.to_vec();
+                let numbers = moved[range.clone()].iter_mut().zip(&u);
+                numbers.for_each(|(p, u)| *p = (f64::from(*p) + h * f64::from(*u)) as f32);
+                loss(&moved)
+            };
+            let mut pair = |h: f64| moved_loss(h) - moved_loss(-h);
+            let difference = (8.0 * pair(H) - pair(2.0 * H)) / (12.0 * H);
+            let part = &gradient[range.clone()];
+            let expected: f64 = part.iter().zip(&u).map(|(g, u)| f64::from(g * u)).sum();
+            worst = worst.max((difference - expected).abs() / norm(part));
+        }
+    }
+    worst
+}
+
+/// The Euclidean norm.
+pub fn norm(x: &[f32]) -> f64 {
+    x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// |x - y| / |y|.
+pub fn relative(x: &[f32], y: &[f32]) -> f64 {
+    assert_eq!(x.len(), y.len(), "numbers to compare");
+    let off: Vec<f32> = x.iter().zip(y).map(|(x, y)| x - y).collect();
+    norm(&off) / norm(y)
+}
+
+/// The bits of numbers.
+pub fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Numbers uniform in (-bound, bound), the same on every machine.
+pub fn random(stream: u64, bound: f32, out: &mut [f32]) {
+    Philox::new(99).uniform(stream, 0, out);
+    out.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
+}
+
+/// Sequences of random tokens; of each, about every third token is no target.
+pub fn sequences(vocabulary: usize, lengths: &[usize]) -> Vec<Sequence> {
+    let sequence = |(i, &len): (usize, &usize)| {
+        let mut numbers = vec![0.0; 2 * len];
+        random(50 + i as u64, 0.5, &mut numbers);
+        let (ids, masks) = numbers.split_at(len);
+        let ids = ids.iter().map(|x| ((x + 0.5) * (vocabulary - 1) as f32) as u32);
+        let targets = masks.iter().enumerate().map(|(t, x)| t > 0 && (t == 1 || *x > -0.17));
+        Sequence { ids: ids.collect(), targets: targets.collect() }
+    };
+    lengths.iter().enumerate().map(sequence).collect()
+}
+
+/// Tensors of a safetensors file, all f32.
+pub fn safetensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).expect("a safetensors file");
+    let (length, rest) = bytes.split_first_chunk::<8>().expect("a header");
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(header).expect("JSON");
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    let numbers = |(name, entry): (String, serde_json::Value)| {
+        assert_eq!(entry["dtype"], "F32", "{name}");
+        let at = |i: usize| entry["data_offsets"][i].as_u64().expect("an offset") as usize;
+        let numbers = data[at(0)..at(1)].as_chunks::<4>().0.iter();
+        (name, numbers.map(|b| f32::from_le_bytes(*b)).collect())
+    };
+    tensors.map(numbers).collect()
+}
+
+/// PEFT's name of a factor.
+pub fn peft_name(layer: usize, module: &str, factor: Factor) -> String {
+    let side = if factor == Factor::A { "A" } else { "B" };
+    format!("base_model.model.model.layers.{layer}.{module}.lora_{side}.weight")
+}

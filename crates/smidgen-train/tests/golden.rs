@@ -1,0 +1,272 @@
+//! Logits, losses, every gradient and ten optimiser steps of a tiny model of each family, against
+//! PyTorch, transformers and PEFT (`tests/golden`), for every instruction set and with the same
+//! bits for all of them.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use common::{
+    FAMILIES, Model, bits, gradient, golden_model, loss, peft_name, relative, repository,
+    safetensors,
+};
+use serde_json::Value;
+use smidgen_graph::{Budget, Factor};
+use smidgen_kernels::{Isa, Kernels};
+use smidgen_models::SITES;
+use smidgen_runtime::Pass;
+use smidgen_train::step::{StepSettings, step};
+use smidgen_train::{Adapter, Evaluator, LoraConfig, Optimizer, OptimizerConfig, Sequence};
+use smidgen_weights::gguf_rows_to_hf;
+
+const LOGITS: f64 = 1e-5;
+const GRADIENTS: f64 = 3e-5;
+const LOSSES: f64 = 5e-6;
+const ADAMW_LOSSES: f64 = 1e-5;
+const SGD_LOSSES: f64 = 1e-4;
+
+/// Rows a pass: a batch's three sequences fit into one pass, fill two, or take one each.
+const TOKENS: [usize; 3] = [65, 41, 32];
+
+/// What the files of one family hold.
+struct Golden {
+    family: &'static str,
+    model: Model,
+    json: Value,
+    tensors: BTreeMap<String, Vec<f32>>,
+}
+
+impl Golden {
+    fn open(family: &'static str) -> Self {
+        let json = std::fs::read(repository(&format!("tests/golden/{family}.json")));
+        Self {
+            family,
+            model: golden_model(family),
+            json: serde_json::from_slice(&json.expect("a golden file")).expect("JSON"),
+            tensors: safetensors(&repository(&format!("tests/golden/{family}.safetensors"))),
+        }
+    }
+
+    fn adapter_folder(&self) -> PathBuf {
+        repository(&format!("tests/golden/{}-adapter", self.family))
+    }
+
+    fn adapter(&self) -> Adapter {
+        Adapter::load(&self.model.base, &self.adapter_folder()).expect("the start adapter").0
+    }
+
+    fn sequence(&self) -> Sequence {
+        sequence(&self.json["sequence"])
+    }
+
+    fn batches(&self) -> Vec<Vec<Sequence>> {
+        let batches = self.json["batches"].as_array().expect("batches").iter();
+        batches.map(|b| b.as_array().expect("sequences").iter().map(sequence).collect()).collect()
+    }
+
+    /// Checks every gradient against those named `prefix`; returns the worst distance.
+    fn check_gradients(&self, prefix: &str, adapter: &Adapter, gradients: &[f32]) -> f64 {
+        let mut worst: f64 = 0.0;
+        let mut checked = 0;
+        for (layer, module, factor, range) in adapter.factors() {
+            let name = peft_name(layer, module, factor);
+            let found = self.peft_order(module, factor, &gradients[range], adapter.config());
+            let off = relative(&found, &self.tensors[&format!("{prefix}.grad.{name}")]);
+            assert!(off < GRADIENTS, "{} {prefix} {name}: {off:.1e}", self.family);
+            worst = worst.max(off);
+            checked += 1;
+        }
+        let all = self.tensors.keys().filter(|k| k.starts_with(&format!("{prefix}.grad.")));
+        assert_eq!(checked, all.count(), "every gradient of {}", self.family);
+        worst
+    }
+
+    /// A factor as PEFT holds it: B `[outputs, rank]` with rows in the checkpoint's order.
+    fn peft_order(&self, module: &str, factor: Factor, x: &[f32], lora: &LoraConfig) -> Vec<f32> {
+        if factor == Factor::A {
+            return x.to_vec();
+        }
+        let (rank, outputs) = (lora.rank, x.len() / lora.rank);
+        let rows: Vec<f32> =
+            (0..x.len()).map(|i| x[i % rank * outputs + i / rank]).collect();
+        let site = SITES.iter().find(|s| s.module == module).expect("a known site");
+        let Some(heads) = self.model.info.permutation(*site) else { return rows };
+        let mut hf = vec![0.0; rows.len()];
+        gguf_rows_to_hf(&rows, &mut hf, heads, rank);
+        hf
+    }
+}
+
+fn sequence(json: &Value) -> Sequence {
+    let numbers = |key: &str| -> Vec<u32> {
+        let list = json[key].as_array().expect("a list").iter();
+        list.map(|n| n.as_u64().expect("a number") as u32).collect()
+    };
+    let targets = numbers("mask").into_iter().map(|m| m == 1).collect();
+    Sequence { ids: numbers("ids"), targets }
+}
+
+fn check_loss(what: &str, found: f64, expected: &Value, tolerance: f64) -> f64 {
+    let expected = expected.as_f64().expect("a loss");
+    let off = (found - expected).abs();
+    assert!(off < tolerance, "{what}: {found} against {expected}, off {off:.1e}");
+    off
+}
+
+fn check_logits(golden: &Golden, adapter: Adapter, name: &str) {
+    let ids = golden.sequence().ids;
+    let vocabulary = golden.model.info.vocabulary;
+    let mut evaluator =
+        Evaluator::new(&golden.model.base, adapter, ids.len(), ids.len(), 2, Budget::Unlimited)
+            .expect("a plan");
+    let mut logits = vec![0.0; ids.len() * vocabulary];
+    let visit = &mut |first: usize, tile: smidgen_kernels::MatRef<'_>| {
+        for row in 0..tile.rows() {
+            logits[row * vocabulary + first..][..tile.cols()].copy_from_slice(tile.row(row));
+        }
+    };
+    evaluator.logits(&ids, visit).expect("logits");
+    let off = relative(&logits, &golden.tensors[name]);
+    println!("{} {name}: off {off:.1e}", golden.family);
+    assert!(off < LOGITS, "{} {name}: {off:.1e}", golden.family);
+}
+
+#[test]
+fn logits_match() {
+    for golden in FAMILIES.map(Golden::open) {
+        check_logits(&golden, Adapter::none(&golden.model.base), "sequence.base_logits");
+        check_logits(&golden, golden.adapter(), "sequence.logits");
+    }
+}
+
+#[test]
+fn sequence_loss_and_gradients_match() {
+    for golden in FAMILIES.map(Golden::open) {
+        let (adapter, sequences) = (golden.adapter(), [golden.sequence()]);
+        let run = golden.model.run(&adapter, sequences[0].ids.len());
+        let mut engine = golden.model.engine(&run);
+        let (found, gradients) = gradient(&mut engine, adapter.values(), &sequences, None);
+        let evaluated = loss(&mut engine, adapter.values(), &sequences, None);
+        assert_eq!(found.to_bits(), evaluated.to_bits(), "training and evaluation");
+        let off = check_loss(golden.family, found, &golden.json["sequence"]["loss"], LOSSES);
+        let worst = golden.check_gradients("sequence", &adapter, &gradients);
+        println!("{}: loss off {off:.1e}, worst gradient off {worst:.1e}", golden.family);
+    }
+}
+
+#[test]
+fn batch_loss_and_gradients_match_with_the_same_bits_for_every_set_thread_and_pass() {
+    for golden in FAMILIES.map(Golden::open) {
+        let (adapter, batch) = (golden.adapter(), &golden.batches()[0]);
+        let mut first: Option<(u64, Vec<u32>)> = None;
+        for (kernels, threads, tokens) in ways() {
+            let mut run = golden.model.run(&adapter, tokens);
+            (run.kernels, run.threads) = (kernels, threads);
+            let mut engine = golden.model.engine(&run);
+            let (found, gradients) = gradient(&mut engine, adapter.values(), batch, None);
+            let this = (found.to_bits(), bits(&gradients));
+            if let Some(first) = &first {
+                let how = format!("{:?}, {threads} threads, {tokens}", kernels.isa());
+                assert!(*first == this, "{}: {how}", golden.family);
+                continue;
+            }
+            let off = check_loss(golden.family, found, &golden.json["batch_loss"], LOSSES);
+            let worst = golden.check_gradients("batch", &adapter, &gradients);
+            println!("{}: loss off {off:.1e}, worst gradient off {worst:.1e}", golden.family);
+            first = Some(this);
+        }
+    }
+}
+
+/// Instruction sets, threads and rows a pass to compute the same with. The scalar set, a hundred
+/// times slower than the others, takes one way.
+fn ways() -> Vec<(Kernels, usize, usize)> {
+    let fast = |k: &Kernels| k.isa() != Isa::Scalar;
+    let mut ways = Vec::new();
+    for kernels in Kernels::all().into_iter().filter(fast) {
+        for threads in 1..=3 {
+            ways.extend(TOKENS.map(|tokens| (kernels, threads, tokens)));
+        }
+    }
+    ways.push((Kernels::scalar(), 2, TOKENS[0]));
+    ways
+}
+
+/// Losses of so many steps, each before its update, on the two batches in turn.
+fn losses(
+    golden: &Golden,
+    (kernels, threads, tokens): (Kernels, usize, usize),
+    config: OptimizerConfig,
+    rate: f64,
+    steps: usize,
+) -> Vec<f64> {
+    let mut adapter = golden.adapter();
+    let mut run = golden.model.run(&adapter, tokens);
+    (run.kernels, run.threads) = (kernels, threads);
+    let mut engine = golden.model.engine(&run);
+    let mut optimizer = Optimizer::new(config, adapter.len());
+    let (batches, mut pass) = (golden.batches(), Pass::default());
+    let one = |s: usize| {
+        let settings = StepSettings { number: s as u64 + 1, rate, clip: None, seed: 0 };
+        let (sequences, never) = (&batches[s % 2], AtomicBool::new(false));
+        let adapter = &mut adapter;
+        step(&mut engine, adapter, &mut optimizer, sequences, &settings, &mut pass, &never)
+            .expect("a step")
+            .loss
+    };
+    (0..steps).map(one).collect()
+}
+
+fn check_ten_losses(key: &str, config: OptimizerConfig, tolerance: f64) {
+    for golden in FAMILIES.map(Golden::open) {
+        let steps = &golden.json["steps"][key];
+        let rate = steps["lr"].as_f64().expect("a rate");
+        let first = losses(&golden, (Kernels::detect(), 1, TOKENS[0]), config, rate, 10);
+        let expected = steps["losses"].as_array().expect("losses");
+        assert_eq!(first.len(), expected.len());
+        let mut worst: f64 = 0.0;
+        for (s, (found, expected)) in first.iter().zip(expected).enumerate() {
+            let what = format!("{} {key} step {s}", golden.family);
+            worst = worst.max(check_loss(&what, *found, expected, tolerance));
+        }
+        println!("{} {key}: worst loss off {worst:.1e}", golden.family);
+        for way in ways() {
+            let steps = if way.0.isa() == Isa::Scalar { 2 } else { 10 };
+            let again = losses(&golden, way, config, rate, steps);
+            assert_eq!(again, first[..steps], "{} {way:?}", golden.family);
+        }
+    }
+}
+
+#[test]
+fn ten_adamw_losses_match() {
+    check_ten_losses("adamw", OptimizerConfig::adamw(0.0), ADAMW_LOSSES);
+}
+
+#[test]
+fn ten_adamw_losses_with_weight_decay_match() {
+    check_ten_losses("adamw_decay", OptimizerConfig::adamw(0.01), ADAMW_LOSSES);
+}
+
+#[test]
+fn ten_sgd_losses_match() {
+    check_ten_losses("sgd", OptimizerConfig::Sgd { weight_decay: 0.0 }, SGD_LOSSES);
+}
+
+#[test]
+fn a_saved_adapter_is_the_one_that_was_loaded() {
+    for golden in FAMILIES.map(Golden::open) {
+        let adapter = golden.adapter();
+        let scratch = tempfile::tempdir().expect("a folder");
+        let folder = scratch.path().join("saved");
+        adapter.save(&golden.model.base, &folder).expect("a saved adapter");
+        let (again, notes) = Adapter::load(&golden.model.base, &folder).expect("an adapter");
+        assert_eq!(bits(again.values()), bits(adapter.values()));
+        assert!(notes.is_empty(), "{notes:?}");
+        let tensors = |folder: PathBuf| safetensors(&folder.join("adapter_model.safetensors"));
+        let (saved, start) = (tensors(folder), tensors(golden.adapter_folder()));
+        assert!(saved == start, "{}: names or numbers differ", golden.family);
+    }
+}

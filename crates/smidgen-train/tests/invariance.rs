@@ -1,0 +1,293 @@
+//! What must not change a number does not change a bit, and gradients are those of the loss.
+//!
+//! Threads, memory budgets, widths of MLP tiles, sequences a pass and the way gradients are held
+//! are choices of speed and memory alone. Gradients are held against differences of the loss,
+//! and against each other where two adapters are the same function.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use common::{
+    FAMILIES, Model, Run, bits, golden_model, gradient, loss, norm, random, repository, sequences,
+    worst_difference,
+};
+use smidgen_graph::{Budget, Factor, Gradients};
+use smidgen_models::SITES;
+use smidgen_runtime::{Dropout, Pass};
+use smidgen_train::step::{StepSettings, step};
+use smidgen_train::{Adapter, LoraConfig, Optimizer, OptimizerConfig, Sequence, TargetModules};
+
+/// Every model with lengths of sequences that cross the blocks of attention (all), and those of
+/// the gradient's sums over tokens (the demo model).
+fn models() -> Vec<(Model, Vec<usize>)> {
+    let tiny = FAMILIES.map(|family| (golden_model(family), vec![40, 3, 70]));
+    let demo = Model::open(&repository("assets/demo/demo.gguf"));
+    tiny.into_iter().chain([(demo, vec![70, 290, 33])]).collect()
+}
+
+fn lora(dropout: f64) -> LoraConfig {
+    LoraConfig { rank: 4, alpha: 8.0, dropout, ..LoraConfig::default() }
+}
+
+/// Losses and factors, as bits, after three steps of AdamW on `batches` in turn.
+fn train(
+    model: &Model,
+    adapter: &Adapter,
+    run: &Run,
+    batches: &[Vec<Sequence>],
+    clip: Option<f64>,
+) -> (Vec<u64>, Vec<u32>) {
+    let mut adapter = adapter.clone();
+    let mut engine = model.engine(run);
+    let mut optimizer = Optimizer::new(OptimizerConfig::adamw(0.01), adapter.len());
+    let mut pass = Pass::default();
+    let mut losses = Vec::new();
+    for number in 1..=3 {
+        let settings = StepSettings { number, rate: 2e-3, clip, seed: 5 };
+        let sequences = &batches[(number - 1) as usize % batches.len()];
+        let (adapter, never) = (&mut adapter, AtomicBool::new(false));
+        let out =
+            step(&mut engine, adapter, &mut optimizer, sequences, &settings, &mut pass, &never);
+        losses.push(out.expect("a step").loss.to_bits());
+    }
+    (losses, bits(adapter.values()))
+}
+
+/// Runs every model with and without dropout through `check(model, adapter, run, batches)`, where
+/// the run has room for a whole batch in a pass.
+fn each_model(check: impl Fn(&Model, &Adapter, &Run, &[Vec<Sequence>])) {
+    for (model, lengths) in models() {
+        for dropout in [0.0, 0.1] {
+            let adapter = model.adapter(&lora(dropout));
+            let batch = sequences(model.info.vocabulary, &lengths);
+            let run = model.run(&adapter, lengths.iter().sum());
+            check(&model, &adapter, &run, &[batch]);
+        }
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    each_model(|model, adapter, run, batches| {
+        let one = train(model, adapter, run, batches, None);
+        for threads in [2, 3, 4] {
+            let run = Run { threads, ..run.clone() };
+            assert!(train(model, adapter, &run, batches, None) == one, "{threads} threads");
+        }
+    });
+}
+
+#[test]
+fn budgets_change_nothing() {
+    each_model(|model, adapter, run, batches| {
+        let all = train(model, adapter, run, batches, None);
+        let mut plans = BTreeSet::new();
+        for budget in run.budgets(model.blocks.as_ref(), 8) {
+            let run = Run { budget, threads: 2, ..run.clone() };
+            let plan = model.plan(&run).expect("a plan");
+            plans.insert((plan.peak_bytes, plan.flops));
+            let found = train(model, adapter, &run, batches, None);
+            assert!(found == all, "{} under {budget:?}", model.info.family);
+        }
+        assert!(plans.len() >= 4, "{} plans of {}", plans.len(), model.info.family);
+    });
+}
+
+#[test]
+fn widths_of_mlp_tiles_change_nothing() {
+    each_model(|model, adapter, run, batches| {
+        let planned = train(model, adapter, run, batches, None);
+        for tile in [256, 512, 1024] {
+            for budget in [Budget::Least, Budget::Unlimited] {
+                let run = Run { mlp_tile: Some(tile), budget, ..run.clone() };
+                let found = train(model, adapter, &run, batches, None);
+                assert!(found == planned, "{} in tiles of {tile}", model.info.family);
+            }
+        }
+    });
+}
+
+#[test]
+fn sequences_a_pass_change_nothing() {
+    each_model(|model, adapter, run, batches| {
+        let together = train(model, adapter, run, batches, None);
+        let longest = batches[0].iter().map(|s| s.ids.len()).max().expect("sequences");
+        for tokens in [longest, longest + 5, longest + 45] {
+            let run = Run { tokens, ..run.clone() };
+            let found = train(model, adapter, &run, batches, None);
+            assert!(found == together, "{} in passes of {tokens}", model.info.family);
+        }
+    });
+}
+
+#[test]
+fn updates_in_the_walk_and_a_clip_that_never_bites_change_nothing() {
+    each_model(|model, adapter, run, batches| {
+        let single: Vec<Vec<Sequence>> = batches[0].iter().map(|s| vec![s.clone()]).collect();
+        let whole = train(model, adapter, run, &single, None);
+        let clipped = train(model, adapter, run, &single, Some(1e9));
+        assert!(clipped == whole, "{}: a huge clip", model.info.family);
+        for budget in [Budget::Least, Budget::Unlimited] {
+            let run = Run { gradients: Gradients::Block, budget, ..run.clone() };
+            let walked = train(model, adapter, &run, &single, None);
+            assert!(walked == whole, "{}: {budget:?}", model.info.family);
+        }
+    });
+}
+
+#[test]
+fn masks_depend_on_seed_step_and_sample() {
+    let model = golden_model("llama");
+    let adapter = model.adapter(&lora(0.1));
+    let batch = sequences(model.info.vocabulary, &[20]);
+    let twice = [batch[0].clone(), batch[0].clone()];
+    let mut engine = model.engine(&model.run(&adapter, 40));
+    let mut found = |sequences: &[Sequence], seed, step| {
+        loss(&mut engine, adapter.values(), sequences, Some(Dropout { seed, step })).to_bits()
+    };
+    let losses =
+        [found(&batch, 1, 1), found(&batch, 2, 1), found(&batch, 1, 2), found(&twice, 1, 1)];
+    assert_eq!(found(&batch, 1, 1), losses[0]);
+    assert_eq!(BTreeSet::from(losses).len(), 4, "{losses:?}");
+}
+
+#[test]
+fn clipping_scales_all_gradients_to_the_norm() {
+    for family in FAMILIES {
+        let model = golden_model(family);
+        let mut adapter = model.adapter(&lora(0.0));
+        let batch = sequences(model.info.vocabulary, &[30, 12]);
+        let mut engine = model.engine(&model.run(&adapter, 42));
+        let start = adapter.values().to_vec();
+        let (_, gradients) = gradient(&mut engine, &start, &batch, None);
+        let limit = norm(&gradients) / 3.0;
+        let mut optimizer = Optimizer::new(OptimizerConfig::Sgd { weight_decay: 0.0 }, 0);
+        let settings = StepSettings { number: 1, rate: 1.0, clip: Some(limit), seed: 0 };
+        let (mut pass, never) = (Pass::default(), AtomicBool::new(false));
+        step(&mut engine, &mut adapter, &mut optimizer, &batch, &settings, &mut pass, &never)
+            .expect("a step");
+        let factor = limit / norm(&gradients);
+        for ((after, before), g) in adapter.values().iter().zip(&start).zip(&gradients) {
+            let expected = f64::from(*before) - factor * f64::from(*g);
+            assert!((f64::from(*after) - expected).abs() < 1e-6, "{after} against {expected}");
+        }
+    }
+}
+
+fn ranges(adapter: &Adapter) -> Vec<Range<usize>> {
+    adapter.factors().map(|(_, _, _, range)| range).collect()
+}
+
+/// Holds the gradient of `config`'s adapter against differences of the loss.
+fn check_differences(model: &Model, config: &LoraConfig) -> f64 {
+    let adapter = model.adapter(config);
+    let batch = sequences(model.info.vocabulary, &[24, 9]);
+    let dropout = (config.dropout > 0.0).then_some(Dropout { seed: 8, step: 3 });
+    let run = Run { budget: Budget::Least, ..model.run(&adapter, 33) };
+    let mut engine = model.engine(&run);
+    let (_, gradients) = gradient(&mut engine, adapter.values(), &batch, dropout);
+    let moved = |params: &[f32]| loss(&mut engine, params, &batch, dropout);
+    let worst = worst_difference(adapter.values(), &gradients, &ranges(&adapter), 2, moved);
+    println!("{} {config:?}: worst {worst:.1e}", model.info.family);
+    worst
+}
+
+const DIFFERENCES: f64 = 3e-3;
+
+#[test]
+fn gradients_are_those_of_the_loss() {
+    for family in FAMILIES {
+        let model = golden_model(family);
+        for dropout in [0.0, 0.1] {
+            for num_layers in [None, Some(1)] {
+                let config = LoraConfig { num_layers, ..lora(dropout) };
+                assert!(check_differences(&model, &config) < DIFFERENCES, "{family} {config:?}");
+            }
+        }
+    }
+}
+
+/// The numbers of `all` that `part` has too, in the order of `part`.
+fn common_numbers(all: &Adapter, numbers: &[f32], part: &Adapter) -> Vec<f32> {
+    let mut found = Vec::new();
+    for (layer, module, factor, _) in part.factors() {
+        let same = all.factors().find(|f| (f.0, f.1, f.2) == (layer, module, factor));
+        found.extend_from_slice(&numbers[same.expect("a factor of both").3]);
+    }
+    found
+}
+
+/// An adapter on fewer projections or layers is the whole one with B zero elsewhere, and has the
+/// same gradients.
+fn check_part(model: &Model, config: &LoraConfig) {
+    let mut all = model.adapter(&lora(config.dropout));
+    let mut part = model.adapter(config);
+    let shared: BTreeSet<(usize, String)> =
+        part.factors().map(|(layer, module, _, _)| (layer, module.to_owned())).collect();
+    let others: Vec<Range<usize>> = all
+        .factors()
+        .filter(|(l, m, f, _)| *f == Factor::B && !shared.contains(&(*l, (*m).to_owned())))
+        .map(|f| f.3)
+        .collect();
+    others.into_iter().for_each(|range| all.values_mut()[range].fill(0.0));
+    let numbers = common_numbers(&all, all.values(), &part);
+    part.values_mut().copy_from_slice(&numbers);
+    let batch = sequences(model.info.vocabulary, &[24, 9]);
+    let dropout = (config.dropout > 0.0).then_some(Dropout { seed: 8, step: 3 });
+    let of = |adapter: &Adapter, budget| {
+        let run = Run { budget, ..model.run(adapter, 33) };
+        gradient(&mut model.engine(&run), adapter.values(), &batch, dropout)
+    };
+    let whole = of(&all, Budget::Unlimited);
+    for budget in [Budget::Least, Budget::Unlimited] {
+        let found = of(&part, budget);
+        assert_eq!(found.0.to_bits(), whole.0.to_bits(), "loss of {config:?}");
+        assert!(norm(&found.1) > 0.0, "{config:?} has a gradient");
+        // Not the bits: a zero may have the other sign.
+        assert!(found.1 == common_numbers(&all, &whole.1, &part), "gradients of {config:?}");
+    }
+}
+
+/// Each projection alone, and each pair.
+fn choices() -> Vec<Vec<String>> {
+    let names = SITES.map(|s| s.module.to_owned());
+    let pair = |i: usize, j: usize| BTreeSet::from([names[i].clone(), names[j].clone()]);
+    let all = (0..7).flat_map(|i| (i..7).map(move |j| (i, j)));
+    all.map(|(i, j)| pair(i, j).into_iter().collect()).collect()
+}
+
+#[test]
+fn a_part_of_the_projections_has_the_gradients_of_the_whole() {
+    for family in FAMILIES {
+        let model = golden_model(family);
+        for (i, names) in choices().into_iter().enumerate() {
+            let dropout = if i % 2 == 0 { 0.0 } else { 0.1 };
+            let targets = TargetModules::Names(names);
+            check_part(&model, &LoraConfig { targets, ..lora(dropout) });
+        }
+    }
+}
+
+#[test]
+fn a_part_of_the_layers_has_the_gradients_of_the_whole() {
+    for family in FAMILIES {
+        let model = golden_model(family);
+        for dropout in [0.0, 0.1] {
+            for num_layers in [Some(1), Some(2)] {
+                check_part(&model, &LoraConfig { num_layers, ..lora(dropout) });
+                let targets = TargetModules::Names(vec!["o_proj".into(), "up_proj".into()]);
+                check_part(&model, &LoraConfig { num_layers, targets, ..lora(dropout) });
+            }
+        }
+    }
+}
+
+#[test]
+fn random_numbers_differ() {
+    let mut numbers = [0.0; 64];
+    random(3, 1.0, &mut numbers);
+    assert_eq!(BTreeSet::from(numbers.map(f32::to_bits)).len(), 64);
+}
