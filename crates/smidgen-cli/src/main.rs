@@ -1,2 +1,63 @@
-//! The command line of Smidgen.
-fn main() {}
+//! The command line of Smidgen: flags, bars, tables and JSON over the crate `smidgen`.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod config_file;
+mod error;
+mod progress;
+mod report;
+mod stop;
+mod table;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::args::{Cli, Command};
+use crate::error::{Failure, Result};
+use crate::stop::Stop;
+
+fn main() -> ExitCode {
+    let parsed = config_file::expand(std::env::args_os().collect(), &Cli::command())
+        .and_then(Cli::try_parse_from);
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failure; neither is a closed pipe.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, Failure::Interrupted(_)) {
+                ui::warn(&format!("error: {failure}"));
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    let stop =
+        Stop::install().map_err(|e| Failure::File(format!("cannot watch for signals: {e}")))?;
+    let result = match command {
+        Command::Demo(args) => commands::demo::run(args, &stop),
+        Command::Data(args) => commands::data::run(args, &stop),
+        Command::Plan(args) => commands::plan::run(args, &stop),
+        Command::Train(args) => commands::train::run(args, &stop),
+        Command::Eval(args) => commands::eval::run(args, &stop),
+        Command::Generate(args) => commands::generate::run(args, &stop),
+    };
+    match (result, stop.exit_code()) {
+        (Err(failure), Some(code)) if failure.is_cancelled() => {
+            ui::warn("interrupted");
+            Err(Failure::Interrupted(code))
+        }
+        (result, _) => result,
+    }
+}

@@ -151,6 +151,10 @@ impl Groups {
                     (one, None) => one,
                     (None, other) => other,
                 };
+                let life = self.groups[from].life().start..self.groups[to].life().end;
+                if place.is_some_and(|place| self.taken(place, &life, &[from, to])) {
+                    continue;
+                }
                 self.merge(from, to, place);
                 break;
             }
@@ -175,14 +179,19 @@ impl Groups {
         if self.groups[at].place.is_some() {
             return false;
         }
-        let life = self.groups[at].life();
-        let clash = self.groups.iter().any(|g| {
-            !g.members.is_empty() && g.place == Some(place) && overlap(&g.life(), &life)
-        });
+        let clash = self.taken(place, &self.groups[at].life(), &[at]);
         if !clash {
             self.groups[at].place = Some(place);
         }
         !clash
+    }
+
+    /// Whether a group other than `but` is pinned to `place` at some time of `life`.
+    fn taken(&self, place: Place, life: &Range<usize>, but: &[usize]) -> bool {
+        self.groups.iter().enumerate().any(|(i, g)| {
+            let there = g.place == Some(place) && !g.members.is_empty() && !but.contains(&i);
+            there && overlap(&g.life(), life)
+        })
     }
 
     /// Offsets for all that is left: the largest first, each as low as it fits.

@@ -211,8 +211,7 @@ pub fn plan(model: &dyn Architecture, request: &Request) -> Result<Plan, OverBud
             Budget::Least => None,
         };
         if let Some(room) = room {
-            let depth = planner.choose(room);
-            return Ok(if depth.iter().all(|&d| d == 0) { least } else { planner.build(&depth) });
+            return Ok(planner.spend(least, room));
         }
         if smallest.as_ref().is_none_or(|s| least.peak_bytes < s.peak_bytes) {
             smallest = Some(least);
@@ -225,6 +224,10 @@ pub fn plan(model: &dyn Architecture, request: &Request) -> Result<Plan, OverBud
     let largest = rows.iter().take(3).map(|r| format!("{} {}", r.name, megabytes(r.bytes)));
     Err(OverBudget { needed: smallest.peak_bytes, budget, largest: largest.collect() })
 }
+
+/// FLOPs that keeping a number must save: below this, making it again is as fast as writing it
+/// and reading it back.
+const LEAST_SAVED: u64 = 64;
 
 /// Layers that share a differentiated block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -276,9 +279,25 @@ impl<'a> Planner<'a> {
         self.model.layer_block(class.kind, lora, self.mlp_tile)
     }
 
+    /// The plan that keeps what saves most within `room` bytes more than `least` takes. Kept
+    /// values leave the scratch region: where that makes it smaller, what it frees is spent too.
+    fn spend(&self, least: Plan, room: u64) -> Plan {
+        let limit = least.peak_bytes.saturating_add(room);
+        let (mut best, mut room) = (least, room);
+        loop {
+            let (depth, left) = self.choose(room);
+            let next = self.build(&depth);
+            if next.peak_bytes > limit || next.flops >= best.flops {
+                return best;
+            }
+            room = (room - left).saturating_add(limit - next.peak_bytes);
+            best = next;
+        }
+    }
+
     /// How many of its class's choices each layer takes: by FLOPs saved a byte, and among equals
-    /// the last layers first, while they fit into `room` bytes.
-    fn choose(&self, mut room: u64) -> Vec<usize> {
+    /// the last layers first, while they fit into `room` bytes. Also the bytes that are left.
+    fn choose(&self, mut room: u64) -> (Vec<usize>, u64) {
         let mut offers = Vec::new();
         for layer in self.request.first_trained..self.model.layers() {
             let class = &self.classes[&self.class(layer)];
@@ -299,7 +318,7 @@ impl<'a> Planner<'a> {
                 room -= bytes;
             }
         }
-        depth
+        (depth, room)
     }
 
     fn value_bytes(&self, layer: usize, v: ValueId) -> u64 {
@@ -465,7 +484,7 @@ fn choices(block: &Differentiated, tokens: usize) -> Vec<Choice> {
                 let cols = values.iter().map(|v| block.values[v.0 as usize].cols).sum();
                 Choice { values, cols, flops_saved }
             })
-            .filter(|c| c.flops_saved > 0)
+            .filter(|c| c.flops_saved >= LEAST_SAVED * (c.cols * tokens) as u64)
             .max_by(|a, b| {
                 let ratio = |c: &Choice| c.flops_saved as f64 / c.cols as f64;
                 ratio(a).total_cmp(&ratio(b)).then(b.values.cmp(&a.values))

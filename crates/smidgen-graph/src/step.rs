@@ -258,13 +258,16 @@ impl Step {
         found
     }
 
-    /// An output and the inputs whose memory it may take over, the best first.
+    /// An output and the inputs whose memory it may take over, the best first. An input that the
+    /// step reads a second time is none of them.
     pub fn in_place(&self) -> Option<(ValueId, Vec<ValueId>)> {
         match self {
-            Self::Gemm { out, start: Start::Value(v), .. } => Some((*out, vec![*v])),
+            Self::Gemm { out, start: Start::Value(v), terms, .. } => {
+                terms.iter().all(|t| t.a != *v).then(|| (*out, vec![*v]))
+            }
             Self::Rope { x, y, .. } => Some((*y, vec![*x])),
             Self::Scale { x, out, .. } | Self::Copy { x, out } => Some((*out, vec![*x])),
-            Self::Add { x, y, out } => Some((*out, vec![*x, *y])),
+            Self::Add { x, y, out } if x != y => Some((*out, vec![*x, *y])),
             _ => None,
         }
     }

@@ -19,6 +19,8 @@ pub struct ModelWeights {
     embedding: Vec<Bound>,
     head: Vec<Bound>,
     vectors: Vec<f32>,
+    /// Where each layer's matrices lie in the file, as few ranges.
+    ranges: Vec<Vec<Range<usize>>>,
 }
 
 /// One frozen tensor of a block.
@@ -59,12 +61,14 @@ impl ModelWeights {
             embedding: Vec::new(),
             head: Vec::new(),
             vectors: Vec::new(),
+            ranges: Vec::new(),
         };
         bound.embedding = bound.bind_block(&model.embedding_block(), "")?;
         bound.head = bound.bind_block(&model.head_block(), "")?;
         for layer in 0..model.layers() {
             let block = model.layer_block(model.layer_kind(layer), None, smidgen_graph::GRAIN);
             let slots = bound.bind_block(&block, &model.layer_prefix(layer))?;
+            bound.ranges.push(joined(slots.iter().filter_map(Bound::file_range).collect()));
             bound.layers.push(slots);
         }
         bound.vectors.shrink_to_fit();
@@ -193,18 +197,33 @@ impl ModelWeights {
 
     /// Brings a layer's weights into memory.
     pub(crate) fn prefetch(&self, layer: usize) -> Result<()> {
-        for range in self.layers[layer].iter().filter_map(Bound::file_range) {
-            self.gguf.map().prefetch(range)?;
+        for range in &self.ranges[layer] {
+            self.gguf.map().prefetch(range.clone())?;
         }
         Ok(())
     }
 
     /// Drops a layer's weights from this process's memory.
     pub(crate) fn release(&self, layer: usize) {
-        for range in self.layers[layer].iter().filter_map(Bound::file_range) {
-            self.gguf.map().release(range);
+        for range in &self.ranges[layer] {
+            self.gguf.map().release(range.clone());
         }
     }
+}
+
+/// Joins ranges that lie less than a page's readahead apart: a layer's tensors lie side by side,
+/// with its norms between them.
+fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    const GAP: usize = 64 * 1024;
+    ranges.sort_by_key(|r| r.start);
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end + GAP => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Where some rows of a matrix lie in the file.

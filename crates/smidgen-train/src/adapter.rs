@@ -317,6 +317,12 @@ impl Adapter {
         self.values.len()
     }
 
+    /// Numbers in the largest B.
+    pub(crate) fn largest_b(&self) -> usize {
+        let sizes = self.slots.iter().filter(|s| s.factor == Factor::B).map(|s| s.range.len());
+        sizes.max().unwrap_or(0)
+    }
+
     /// Whether there is nothing to train.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
@@ -349,17 +355,21 @@ fn slots(model: &dyn Architecture, spec: &LoraSpec, first: usize) -> Vec<Slot> {
             let range = at..at + param.len();
             at = range.end;
             let (rank, cols) = (param.rows, param.cols);
-            slots.push(Slot { layer, module: param.module, factor: param.factor, rank, cols, range });
+            slots.push(Slot {
+                layer,
+                module: param.module,
+                factor: param.factor,
+                rank,
+                cols,
+                range,
+            });
         }
     }
     slots
 }
 
 /// The lowest layer that an adapter covers, and which projections; the same in every layer above.
-fn covered(
-    base: &Base,
-    file: &PeftAdapter,
-) -> std::result::Result<(usize, TargetModules), String> {
+fn covered(base: &Base, file: &PeftAdapter) -> std::result::Result<(usize, TargetModules), String> {
     let mut layers: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
     for (path, _) in file.modules() {
         let (layer, module) = path

@@ -76,7 +76,10 @@ impl Base {
             pre: gguf.str(&key("pre")).optional()?.map(str::to_owned),
             tokens: strings("tokens")?,
             scores: gguf.f32s(&key("scores")).optional()?.map_or(vec![], Iterator::collect),
-            token_types: gguf.i32s(&key("token_type")).optional()?.map_or(vec![], Iterator::collect),
+            token_types: gguf
+                .i32s(&key("token_type"))
+                .optional()?
+                .map_or(vec![], Iterator::collect),
             merges: strings("merges")?,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
@@ -93,7 +96,8 @@ impl Base {
 
     /// The record of this model that is kept beside an adapter.
     pub(crate) fn record(&self) -> Result<BaseModel> {
-        let file_name = self.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
+        let file_name =
+            self.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
         Ok(BaseModel {
             architecture: self.info.family.to_owned(),
             file_name,

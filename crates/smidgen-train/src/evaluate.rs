@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::plan::{Plan, Request, plan};
-use smidgen_graph::{Budget, Gradients};
+use smidgen_graph::{Budget, Gradients, Row};
 use smidgen_kernels::{Kernels, MatRef};
+use smidgen_models::Info;
 use smidgen_runtime::{Engine, KvCache, Pass, Settings, fixed_rows};
 use smidgen_text::{Dataset, Sequence};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
-use crate::session::process_row;
+use crate::session::{count_programs, process_row};
 use crate::step::fill;
 
 /// What a dataset scores.
@@ -44,11 +45,13 @@ pub struct Evaluator<'a> {
     pub(crate) engine: Engine,
     pub(crate) adapter: Adapter,
     pub(crate) pass: Pass,
+    /// Positions that the plan has keys and values for; 0 where nothing is generated.
+    pub(crate) cached_positions: usize,
 }
 
 impl<'a> Evaluator<'a> {
-    /// Plans and makes what passes of up to `tokens` rows, over up to `positions` positions,
-    /// need.
+    /// Plans and makes what scoring passes of up to `tokens` rows, over up to `positions`
+    /// positions, needs.
     ///
     /// # Errors
     /// The budget is too small, or threads can't be started.
@@ -60,10 +63,51 @@ impl<'a> Evaluator<'a> {
         threads: usize,
         budget: Budget,
     ) -> Result<Self> {
+        Self::planned(base, adapter, tokens, positions, threads, budget, vec![])
+    }
+
+    /// The same for generating: prompt and new tokens together take up to `positions` positions,
+    /// and `tokens` of the prompt go through the model at a time.
+    ///
+    /// # Errors
+    /// Those of [`Evaluator::new`].
+    pub fn to_generate(
+        base: &'a Base,
+        adapter: Adapter,
+        tokens: usize,
+        positions: usize,
+        threads: usize,
+        budget: Budget,
+    ) -> Result<Self> {
+        let Info { layers, key_cols, vocabulary, .. } = *base.info();
+        let row = |name: &str, shape: String, bytes: u64, why: &str| {
+            Row::new(name, shape, bytes, "whole run", why)
+        };
+        let shape = format!("2 x {layers} x {positions} x {key_cols}");
+        let bytes = KvCache::bytes(layers, key_cols, positions);
+        let fixed = vec![
+            row("keys and values", shape, bytes, "of all positions so far"),
+            // The order is a list of u32 that may grow to twice its length.
+            row("next token", format!("3 x {vocabulary}"), 12 * vocabulary as u64, "logits, order"),
+        ];
+        let made = Self::planned(base, adapter, tokens, positions, threads, budget, fixed)?;
+        Ok(Self { cached_positions: positions, ..made })
+    }
+
+    fn planned(
+        base: &'a Base,
+        adapter: Adapter,
+        tokens: usize,
+        positions: usize,
+        threads: usize,
+        budget: Budget,
+        more: Vec<Row>,
+    ) -> Result<Self> {
         let settings = Settings { kernels: Kernels::detect(), threads, positions };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         fixed.push(process_row());
-        let request = Request {
+        fixed.extend(more);
+        let mut request = Request {
             tokens,
             lora: adapter.spec.clone(),
             first_trained: adapter.first_layer,
@@ -73,9 +117,10 @@ impl<'a> Evaluator<'a> {
             budget,
             fixed,
         };
+        count_programs(base, &mut request)?;
         let plan = Arc::new(plan(base.blocks.as_ref(), &request)?);
         let engine = Engine::new(base.blocks.as_ref(), Arc::clone(&base.weights), plan, &settings)?;
-        Ok(Self { base, engine, adapter, pass: Pass::default() })
+        Ok(Self { base, engine, adapter, pass: Pass::default(), cached_positions: 0 })
     }
 
     /// The plan that was made.
@@ -106,11 +151,7 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// A token that the model does not have, or too many of them.
-    pub fn logits(
-        &mut self,
-        ids: &[u32],
-        visit: &mut dyn FnMut(usize, MatRef<'_>),
-    ) -> Result<()> {
+    pub fn logits(&mut self, ids: &[u32], visit: &mut dyn FnMut(usize, MatRef<'_>)) -> Result<()> {
         self.pass.clear();
         self.pass.push(ids, &vec![false; ids.len()], 0);
         Ok(self.engine.logits(&self.pass, &self.adapter.values, None, 0, visit)?)

@@ -33,7 +33,8 @@ impl Evaluator<'_> {
     /// Goes on with `prompt` and returns the new tokens. `token` is called with each as it comes.
     ///
     /// # Errors
-    /// An empty prompt, a token that the model does not have; the caller cancelled.
+    /// An empty prompt, more positions than [`Evaluator::to_generate`] was given, a token that the
+    /// model does not have; the caller cancelled.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -48,7 +49,14 @@ impl Evaluator<'_> {
             return Err(Error::setting("--temperature is at least 0 and --top-p lies in (0, 1]"));
         }
         let info = self.base.info();
-        let positions = prompt.len() + config.max_tokens;
+        let positions = prompt.len().saturating_add(config.max_tokens);
+        if positions > self.cached_positions {
+            return Err(Error::setting(format!(
+                "prompt and new tokens take {positions} positions, and the evaluator was made to \
+                 generate up to {}",
+                self.cached_positions
+            )));
+        }
         let mut cache = KvCache::new(info.layers, info.key_cols, positions);
         let mut logits = Vec::with_capacity(info.vocabulary);
         let step = self.engine.plan().tokens;
@@ -80,31 +88,33 @@ impl Evaluator<'_> {
 
 /// The most likely token, the first among equals; or a sample.
 fn choose(logits: &[f32], config: &GenerateConfig, random: &Philox, number: usize) -> u32 {
-    let best = logits.iter().enumerate().fold(0, |best, (i, &l)| if l > logits[best] { i } else { best });
+    let best =
+        logits.iter().enumerate().fold(0, |best, (i, &l)| if l > logits[best] { i } else { best });
     if config.temperature == 0.0 {
         return best as u32;
     }
     let top = f64::from(logits[best]);
-    let weight = |i: usize| ((f64::from(logits[i]) - top) / config.temperature).exp();
-    let mut order: Vec<usize> = (0..logits.len()).filter(|&i| weight(i) > 1e-12).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    let total: f64 = order.iter().map(|&i| weight(i)).sum();
-    let mut kept = 0.0;
-    let within = order.iter().take_while(|&&i| {
-        let before = kept;
-        kept += weight(i);
-        before < config.top_p * total
+    let weight = |i: u32| ((f64::from(logits[i as usize]) - top) / config.temperature).exp();
+    let mut order: Vec<u32> = (0..logits.len() as u32).filter(|&i| weight(i) > 1e-12).collect();
+    let logit = |i: u32| logits[i as usize];
+    order.sort_unstable_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+    let limit = config.top_p * order.iter().map(|&i| weight(i)).sum::<f64>();
+    let mut mass = 0.0;
+    let kept = order.iter().take_while(|&&i| {
+        let goes_on = mass < limit;
+        mass += if goes_on { weight(i) } else { 0.0 };
+        goes_on
     });
-    let within: Vec<usize> = within.copied().collect();
-    let mass: f64 = within.iter().map(|&i| weight(i)).sum();
+    let kept = kept.count();
+    order.truncate(kept);
     let mut uniform = [0.0f32];
     random.uniform(0, number as u64, &mut uniform);
     let mut left = f64::from(uniform[0]) * mass;
-    for &i in &within {
+    for &i in &order {
         left -= weight(i);
         if left < 0.0 {
-            return i as u32;
+            return i;
         }
     }
-    within.last().map_or(best, |&i| i) as u32
+    order.last().map_or(best as u32, |&i| i)
 }

@@ -28,7 +28,9 @@ pub use optimizer::{Optimizer, OptimizerConfig};
 pub use prepare::{PrepareReport, prepare};
 pub use run::RunFolder;
 pub use schedule::{Schedule, Shape};
-pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig, plan_ahead};
+pub use session::{
+    Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig, plan_ahead,
+};
 
 pub use smidgen_graph::plan::Plan;
 pub use smidgen_graph::{Budget, OverBudget, Row};

@@ -31,6 +31,13 @@ impl OptimizerConfig {
         Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay }
     }
 
+    /// The weight decay.
+    pub fn weight_decay(&self) -> f64 {
+        match *self {
+            Self::AdamW { weight_decay, .. } | Self::Sgd { weight_decay } => weight_decay,
+        }
+    }
+
     /// Names of the states that are as large as the trainable numbers.
     pub fn state(&self) -> Vec<&'static str> {
         match self {

@@ -48,9 +48,8 @@ mod tests {
 
     #[test]
     fn rates_rise_and_fall() {
-        let at = |shape, step| {
-            Schedule { learning_rate: 1.0, shape, warmup: 2, total: 10 }.rate(step)
-        };
+        let at =
+            |shape, step| Schedule { learning_rate: 1.0, shape, warmup: 2, total: 10 }.rate(step);
         assert_eq!([0, 1, 2].map(|s| at(Shape::Constant, s)), [0.0, 0.5, 1.0]);
         assert_eq!([2, 6, 10].map(|s| at(Shape::Linear, s)), [1.0, 0.5, 0.0]);
         assert_eq!(at(Shape::Cosine, 2), 1.0);

@@ -121,8 +121,12 @@ impl TrainConfig {
             let rate = self.learning_rate;
             return Err(Error::setting(format!("--learning-rate {rate}: it is at least 0")));
         }
-        if self.clip.is_some_and(|c| !(c > 0.0)) {
+        if self.clip.is_some_and(|c| c.is_nan() || c <= 0.0) {
             return Err(Error::setting("--max-grad-norm: it is above 0"));
+        }
+        let decay = self.optimizer.weight_decay();
+        if !(decay >= 0.0 && decay.is_finite()) {
+            return Err(Error::setting(format!("--weight-decay {decay}: it is at least 0")));
         }
         if self.batch_size.checked_mul(self.grad_accumulation_steps).is_none_or(|n| n > 1 << 20) {
             return Err(Error::setting("more than 2^20 sequences a step"));
@@ -168,7 +172,8 @@ impl Planned {
             None => (Adapter::new(&base, &config.lora, config.seed)?, vec![]),
         };
         let size = DataSize { sequences: data.len(), longest: data.max_len() };
-        let (plan, settings) = plan_run(&base, &adapter, &config, size, longest_evaluation, process)?;
+        let (plan, settings) =
+            plan_run(&base, &adapter, &config, size, longest_evaluation, process)?;
         let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
@@ -515,13 +520,21 @@ fn plan_run(
         "whole run",
         "ids, masks and the order of an epoch",
     ));
+    let saving = 2 * adapter.largest_b();
+    fixed.push(Row::new(
+        "row order",
+        format!("2 x {}", saving / 2),
+        4 * saving as u64,
+        "saving",
+        "B of one projection, turned and put into the checkpoint's order",
+    ));
     fixed.push(process);
     // One pass a step without clipping: each block can be updated as soon as it is done.
     let gradients = match (held, config.clip) {
         (1, None) => Gradients::Block,
         _ => Gradients::Whole,
     };
-    let request = Request {
+    let mut request = Request {
         tokens,
         lora: adapter.spec.clone(),
         first_trained: adapter.first_layer,
@@ -531,7 +544,22 @@ fn plan_run(
         budget: config.memory.resolve(),
         fixed,
     };
+    count_programs(base, &mut request)?;
     Ok((plan(base.blocks.as_ref(), &request)?, settings))
+}
+
+/// Adds what the programs themselves take to the last of the fixed lines, that of the process: a
+/// first plan is made to see how much memory it needs.
+pub(crate) fn count_programs(base: &Base, request: &mut Request) -> Result<()> {
+    let counted = || memory::usage().map_or(0, |u| u.counted);
+    let before = counted();
+    let trial = plan(base.blocks.as_ref(), request)?;
+    let grown = counted().saturating_sub(before);
+    drop(trial);
+    if let Some(process) = request.fixed.last_mut() {
+        process.bytes += grown;
+    }
+    Ok(())
 }
 
 fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
@@ -547,7 +575,7 @@ fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
 }
 
 /// What threads' stacks, small buffers and the allocator's slack add once a run has started.
-const GROWTH: u64 = 700_000;
+const GROWTH: u64 = 150_000;
 
 /// The plan's line for what the process holds before the run makes anything.
 pub(crate) fn process_row() -> Row {

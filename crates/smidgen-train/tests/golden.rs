@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use common::{
-    FAMILIES, Model, bits, gradient, golden_model, loss, peft_name, relative, repository,
+    FAMILIES, Model, bits, golden_model, gradient, loss, peft_name, relative, repository,
     safetensors,
 };
 use serde_json::Value;
@@ -89,8 +89,7 @@ impl Golden {
             return x.to_vec();
         }
         let (rank, outputs) = (lora.rank, x.len() / lora.rank);
-        let rows: Vec<f32> =
-            (0..x.len()).map(|i| x[i % rank * outputs + i / rank]).collect();
+        let rows: Vec<f32> = (0..x.len()).map(|i| x[i % rank * outputs + i / rank]).collect();
         let site = SITES.iter().find(|s| s.module == module).expect("a known site");
         let Some(heads) = self.model.info.permutation(*site) else { return rows };
         let mut hf = vec![0.0; rows.len()];

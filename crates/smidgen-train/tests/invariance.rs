@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use common::{
-    FAMILIES, Model, Run, bits, golden_model, gradient, loss, norm, random, repository, sequences,
+    FAMILIES, Model, Run, bits, golden_model, gradient, loss, norm, repository, sequences,
     worst_difference,
 };
 use smidgen_graph::{Budget, Factor, Gradients};
@@ -190,7 +190,7 @@ fn check_differences(model: &Model, config: &LoraConfig) -> f64 {
     let mut engine = model.engine(&run);
     let (_, gradients) = gradient(&mut engine, adapter.values(), &batch, dropout);
     let moved = |params: &[f32]| loss(&mut engine, params, &batch, dropout);
-    let worst = worst_difference(adapter.values(), &gradients, &ranges(&adapter), 2, moved);
+    let worst = worst_difference(adapter.values(), &gradients, &ranges(&adapter), 2, 0.012, moved);
     println!("{} {config:?}: worst {worst:.1e}", model.info.family);
     worst
 }
@@ -283,11 +283,4 @@ fn a_part_of_the_layers_has_the_gradients_of_the_whole() {
             }
         }
     }
-}
-
-#[test]
-fn random_numbers_differ() {
-    let mut numbers = [0.0; 64];
-    random(3, 1.0, &mut numbers);
-    assert_eq!(BTreeSet::from(numbers.map(f32::to_bits)).len(), 64);
 }

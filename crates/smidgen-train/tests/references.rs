@@ -14,8 +14,8 @@ use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
 use smidgen_runtime::{Engine, Pass, Settings};
 use smidgen_train::{
-    Adapter, Base, Dataset, Evaluation, Evaluator, Flow, LoraConfig, MemoryBudget,
-    OptimizerConfig, Outcome, Planned, PrepareOptions, TokenFile, TrainConfig, WindowSpec, prepare,
+    Adapter, Base, Dataset, Evaluation, Evaluator, Flow, LoraConfig, MemoryBudget, OptimizerConfig,
+    Outcome, Planned, PrepareOptions, TokenFile, TrainConfig, WindowSpec, prepare,
 };
 use smidgen_weights::{gguf_rows_to_hf, hf_rows_to_gguf};
 
@@ -94,13 +94,11 @@ fn all_models_gemma3_losses() {
 /// here B is held transposed and, for llama, in GGUF's order.
 fn reference_adapter(base: &Base) -> Adapter {
     let mut adapter = Adapter::new(base, &LoraConfig::default(), 0).expect("an adapter");
-    let places: Vec<_> =
-        adapter.factors().map(|(l, m, f, r)| (l, m.to_owned(), f, r)).collect();
+    let places: Vec<_> = adapter.factors().map(|(l, m, f, r)| (l, m.to_owned(), f, r)).collect();
     for (layer, module, factor, range) in places {
         let k = SITES.iter().position(|s| s.module == module).expect("a projection");
         let numbers = &mut adapter.values_mut()[range];
-        let hf: Vec<f32> =
-            (0..numbers.len()).map(|i| start(layer, k, factor, i)).collect();
+        let hf: Vec<f32> = (0..numbers.len()).map(|i| start(layer, k, factor, i)).collect();
         numbers.copy_from_slice(&from_checkpoint(base, k, factor, &hf));
     }
     adapter
@@ -136,8 +134,7 @@ fn to_checkpoint(base: &Base, k: usize, factor: Factor, ours: &[f32]) -> Vec<f32
         return ours.to_vec();
     }
     let outputs = ours.len() / RANK;
-    let rows: Vec<f32> =
-        (0..ours.len()).map(|i| ours[i % RANK * outputs + i / RANK]).collect();
+    let rows: Vec<f32> = (0..ours.len()).map(|i| ours[i % RANK * outputs + i / RANK]).collect();
     let mut hf = rows.clone();
     if let Some(heads) = base.info().permutation(SITES[k]) {
         gguf_rows_to_hf(&rows, &mut hf, heads, RANK);
@@ -211,7 +208,9 @@ fn check_gradients(file: &str, reference: &str, bos: bool) {
         }
         checked += 1;
     }
-    println!("{checked} factors: norms off {worst_norm:.1e}, entries off {worst_entry:.1e} of typical");
+    println!(
+        "{checked} factors: norms off {worst_norm:.1e}, entries off {worst_entry:.1e} of typical"
+    );
 }
 
 #[test]
@@ -261,7 +260,10 @@ fn all_models_qwen_curve() {
         let never = AtomicBool::new(false);
         let mut losses = Vec::new();
         let outcome = session.run(None, &never, &mut |_, report| {
-            println!("{threads} threads, step {}: {:.6}, {:.2} s", report.step, report.loss, report.seconds);
+            println!(
+                "{threads} threads, step {}: {:.6}, {:.2} s",
+                report.step, report.loss, report.seconds
+            );
             losses.push(report.loss);
             Ok(Flow::Continue)
         });

@@ -263,28 +263,29 @@ pub fn loss(
 /// random directions u: the worst |difference - gradient . u| over |gradient|, the size that
 /// gradient . u has on average.
 ///
-/// The stencil (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h leaves an error of order h^4.
+/// The stencil (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h leaves an error of order h^4; what the
+/// loss's f32 rounding adds is of order 1 / h.
 pub fn worst_difference(
     params: &[f32],
     gradient: &[f32],
     ranges: &[std::ops::Range<usize>],
     directions: u64,
+    h: f64,
     mut loss: impl FnMut(&[f32]) -> f64,
 ) -> f64 {
-    const H: f64 = 0.008;
     let mut worst: f64 = 0.0;
     for (i, range) in ranges.iter().enumerate() {
         for direction in 0..directions {
             let mut u = vec![0.0; range.len()];
             random(1000 + 100 * i as u64 + direction, 3f32.sqrt(), &mut u);
-            let mut moved_loss = |h: f64| {
+            let mut moved_loss = |step: f64| {
                 let mut moved = params.to_vec();
                 let numbers = moved[range.clone()].iter_mut().zip(&u);
-                numbers.for_each(|(p, u)| *p = (f64::from(*p) + h * f64::from(*u)) as f32);
+                numbers.for_each(|(p, u)| *p = (f64::from(*p) + step * f64::from(*u)) as f32);
                 loss(&moved)
             };
-            let mut pair = |h: f64| moved_loss(h) - moved_loss(-h);
-            let difference = (8.0 * pair(H) - pair(2.0 * H)) / (12.0 * H);
+            let mut pair = |step: f64| moved_loss(step) - moved_loss(-step);
+            let difference = (8.0 * pair(h) - pair(2.0 * h)) / (12.0 * h);
             let part = &gradient[range.clone()];
             let expected: f64 = part.iter().zip(&u).map(|(g, u)| f64::from(g * u)).sum();
             worst = worst.max((difference - expected).abs() / norm(part));

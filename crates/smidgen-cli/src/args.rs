@@ -1,0 +1,359 @@
+//! The flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use smidgen::{MemoryBudget, TargetModules};
+
+/// Fine-tune a language model inside a memory budget you name.
+#[derive(Debug, Parser)]
+#[command(name = "smidgen", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the memory budget is too small,
+130 and 143 interrupted (what was trained so far is saved).")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune a small built-in model on a small built-in set, in seconds
+    Demo(DemoArgs),
+    /// Show what a file will be trained on; prepare it with --out
+    Data(DataArgs),
+    /// Print the memory that a training run will take, buffer by buffer
+    Plan(TrainArgs),
+    /// Train a LoRA adapter
+    Train(TrainArgs),
+    /// Measure the loss of a model, with or without an adapter
+    Eval(EvalArgs),
+    /// Go on with a prompt
+    Generate(GenerateArgs),
+}
+
+/// A model file.
+#[derive(Args, Debug)]
+pub struct ModelArgs {
+    /// The model: a GGUF file of the llama, qwen2 or gemma3 family
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+}
+
+/// How data is cut into sequences.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct WindowArgs {
+    /// Tokens of the longest sequence: samples are cut to it, text is read in windows of it
+    #[arg(long, value_name = "L", default_value_t = 256)]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub max_seq_length: u32,
+    /// Only the first N windows or samples; valid data is read whole
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: Option<u32>,
+    /// Put BOS in front of every sequence
+    #[arg(long)]
+    pub bos: bool,
+    /// Leave prompts out of the loss (the default)
+    #[arg(long, overrides_with = "no_mask_prompt")]
+    pub mask_prompt: bool,
+    /// Train on prompts too
+    #[arg(long, overrides_with = "mask_prompt")]
+    pub no_mask_prompt: bool,
+}
+
+/// What the machine gives.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// The most memory to take: 300MB (MB is 10^6), 1.5GB, 512MiB, bytes, min, unlimited, or auto:
+    /// the smaller of 1 GB and half of what is free. It changes the speed, never the result
+    #[arg(long, value_name = "BYTES", default_value = "auto")]
+    pub memory: MemoryBudget,
+    /// Threads [default: one a core]. They change the speed, never the result
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+}
+
+/// How results are told.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Put one JSON object on stdout, all else on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Keep the adapter, the model and the data in this folder
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DataArgs {
+    /// The data: a .txt, .jsonl or .tokens file, or a folder with a train file
+    #[arg(value_name = "FILE")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Write the token file, which train and eval take in place of the text
+    #[arg(long, value_name = "FILE.tokens")]
+    pub out: Option<PathBuf>,
+    /// Show the first N sequences
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub show: usize,
+    #[command(flatten)]
+    pub window: WindowArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The data: a .txt, .jsonl or .tokens file, or a folder with train and perhaps valid
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Write the adapter to this folder, in PEFT's form
+    #[arg(short, long, value_name = "DIR", visible_alias = "adapter-path")]
+    pub output: Option<PathBuf>,
+    /// Stop after the plan
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Read flags from a YAML file: their long names are its keys; the command line wins
+    #[arg(short, long, value_name = "FILE.yaml")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub length: LengthArgs,
+    #[command(flatten)]
+    pub window: WindowArgs,
+    /// Read the data in the file's order, every epoch
+    #[arg(long, help_heading = "Data")]
+    pub no_shuffle: bool,
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    #[command(flatten)]
+    pub optimizer: OptimizerArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// How long, and how much a step.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Length")]
+pub struct LengthArgs {
+    /// Optimiser steps
+    #[arg(short, long, value_name = "N", conflicts_with = "epochs")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=u64::from(u32::MAX)))]
+    pub iters: Option<u64>,
+    /// Times over the data [default: 1]
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=u64::from(u32::MAX)))]
+    pub epochs: Option<u64>,
+    /// Sequences a step
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub batch_size: usize,
+    /// Multiplies the batch; the mean is over all its targets
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub grad_accumulation_steps: usize,
+}
+
+/// What kind of adapter. What is not given comes from --init-adapter, else from the defaults.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Adapter")]
+pub struct LoraArgs {
+    /// Rank [default: 8]
+    #[arg(short = 'r', long, value_name = "R", visible_alias = "lora-r")]
+    pub lora_rank: Option<usize>,
+    /// The adapter is scaled by alpha / rank [default: 16]
+    #[arg(long, value_name = "ALPHA")]
+    pub lora_alpha: Option<f64>,
+    /// Probability that an input of the adapter is dropped [default: 0]
+    #[arg(long, value_name = "P")]
+    pub lora_dropout: Option<f64>,
+    /// Projections: all-linear, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
+    /// (GGUF's names too) [default: all-linear]
+    #[arg(long, value_name = "NAMES", value_parser = target_modules)]
+    pub target_modules: Option<TargetModules>,
+    /// Only the last N layers [default: all]
+    #[arg(long, value_name = "N")]
+    pub num_layers: Option<usize>,
+    /// Start from this PEFT adapter; its rank, alpha and targets hold
+    #[arg(long, value_name = "DIR", visible_alias = "resume-adapter-file")]
+    pub init_adapter: Option<PathBuf>,
+}
+
+/// How the adapter is updated.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Optimisation")]
+pub struct OptimizerArgs {
+    /// The highest learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-4, visible_alias = "lr")]
+    pub learning_rate: f64,
+    /// How the rate goes on after warm-up
+    #[arg(long, value_name = "SHAPE", value_enum, default_value_t = Schedule::Constant)]
+    pub lr_schedule: Schedule,
+    /// Steps over which the rate rises from zero
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup: u64,
+    /// The optimiser
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = OptimizerName::Adamw)]
+    pub optimizer: OptimizerName,
+    /// Weight decay [default: 0.01 for adamw, 0 for sgd]
+    #[arg(long, value_name = "W")]
+    pub weight_decay: Option<f64>,
+    /// Scale gradients down to this norm
+    #[arg(long, value_name = "NORM")]
+    pub max_grad_norm: Option<f64>,
+    /// Decides the start of the adapter, the order of the data and dropout
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// How gradients are computed: exact keeps or recomputes, as the memory allows
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Method::Exact)]
+    pub method: Method,
+}
+
+/// What is looked at and saved on the way.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "On the way")]
+pub struct WatchArgs {
+    /// Data to report the loss of [default: a data folder's valid file]
+    #[arg(long, value_name = "FILE")]
+    pub valid_data: Option<PathBuf>,
+    /// Report the loss of the valid data every N steps; without it, at the end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps_per_eval: Option<u64>,
+    /// Save the adapter every N steps; without it, at the end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub save_every: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The data: a .txt, .jsonl or .tokens file, or a folder with test (else valid)
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// A PEFT adapter of this model
+    #[arg(long, value_name = "DIR", visible_alias = "adapter-path")]
+    pub adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub window: WindowArgs,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Write ids and logits of the first sequence to a safetensors file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub logits: Option<PathBuf>,
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text to go on with
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// A PEFT adapter of this model
+    #[arg(long, value_name = "DIR", visible_alias = "adapter-path")]
+    pub adapter: Option<PathBuf>,
+    /// At most N new tokens; EOS and the end of the model's context end the text before
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_tokens: u32,
+    /// 0 takes the most likely token, more samples more freely
+    #[arg(long, value_name = "T", default_value_t = 0.0, visible_alias = "temp")]
+    pub temperature: f64,
+    /// Sample among the most likely tokens that reach this probability together
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Decides the samples
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Put BOS in front of the prompt [default: where the model file asks for it]
+    #[arg(long, overrides_with = "no_bos")]
+    pub bos: bool,
+    /// Put no BOS in front of the prompt
+    #[arg(long, overrides_with = "bos")]
+    pub no_bos: bool,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Schedule {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
+    Adamw,
+    Sgd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    #[value(alias = "mebp")]
+    Exact,
+}
+
+/// Names are checked against the model's projections by the library.
+fn target_modules(text: &str) -> Result<TargetModules, String> {
+    if text == "all-linear" {
+        return Ok(TargetModules::AllLinear);
+    }
+    let targets = TargetModules::Names(text.split(',').map(|n| n.trim().to_owned()).collect());
+    targets.modules().map(|_| targets).map_err(|error| error.to_string())
+}
+
+impl WindowArgs {
+    /// As the library takes it.
+    pub fn options(&self) -> smidgen::DataOptions {
+        let mask_prompt = match (self.mask_prompt, self.no_mask_prompt) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        };
+        let window = smidgen::WindowSpec {
+            max_seq_length: self.max_seq_length as usize,
+            chunks: self.chunks.map(|n| n as usize),
+            bos: self.bos,
+        };
+        smidgen::DataOptions { window, mask_prompt }
+    }
+}
+
+impl MachineArgs {
+    /// Threads to start.
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, |n| n as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

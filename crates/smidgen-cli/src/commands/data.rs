@@ -1,0 +1,146 @@
+//! `smidgen data`: what a file will be trained on.
+
+use serde::Serialize;
+use smidgen::{DataFiles, Dataset, Sequence, Tokenizer};
+
+use super::{open, open_model, temporary_folder};
+use crate::args::DataArgs;
+use crate::error::{Failure, Result};
+use crate::report::path_text;
+use crate::stop::Stop;
+use crate::ui::{Ui, count, grouped};
+
+#[derive(Debug, Serialize)]
+struct DataReport {
+    data: String,
+    model: String,
+    tokens: u64,
+    sequences: usize,
+    targets: u64,
+    length_min: usize,
+    length_median: usize,
+    length_max: usize,
+    truncated: usize,
+    dropped: usize,
+    vocab_size: u32,
+    tokenizer_fingerprint: String,
+    first_ids: Vec<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prepare_peak_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_path: Option<String>,
+}
+
+pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
+    let ui = Ui::new(args.output);
+    let base = open_model(&args.model.model)?;
+    let files = DataFiles::resolve(&args.data).map_err(smidgen::Error::from)?;
+    let input = files.train.ok_or_else(|| {
+        Failure::usage(format!(
+            "{}: the folder has no train file; give the file to look at",
+            args.data.display()
+        ))
+    })?;
+    let is_tokens = input.extension().is_some_and(|e| e == "tokens");
+    if let Some(out) = &args.out {
+        if is_tokens {
+            return Err(Failure::usage("--out: the data is a token file already"));
+        }
+        if out.extension().is_none_or(|e| e != "tokens") {
+            let out = out.display();
+            return Err(Failure::usage(format!(
+                "--out {out}: a token file's name ends in .tokens"
+            )));
+        }
+    }
+    let scratch = temporary_folder()?;
+    let out = args.out.clone().unwrap_or_else(|| scratch.path().join("data.tokens"));
+    let opened = open(&base, &input, &args.window.options(), &out, stop)?;
+    let data = opened.dataset;
+    let summary = data.summary().map_err(smidgen::Error::from)?;
+    let header = data.file().header();
+    let report = DataReport {
+        data: path_text(&input),
+        model: path_text(base.path()),
+        tokens: summary.tokens,
+        sequences: summary.sequences,
+        targets: summary.targets,
+        length_min: summary.length_min,
+        length_median: summary.length_median,
+        length_max: summary.length_max,
+        truncated: summary.truncated,
+        dropped: summary.dropped,
+        vocab_size: header.vocab_size,
+        tokenizer_fingerprint: header.fingerprint.to_string(),
+        first_ids: summary.first_ids,
+        prepare_peak_bytes: opened.prepared.map(|p| p.peak_bytes),
+        tokens_path: args.out.as_deref().map(path_text),
+    };
+    tell(&ui, &report);
+    show(&ui, &data, &base.tokenizer()?, args.show)?;
+    ui.report(&report)
+}
+
+fn tell(ui: &Ui, report: &DataReport) {
+    let (tokens, learned) = (count(report.tokens, "token"), grouped(report.targets));
+    ui.say(&format!("{}: {tokens}, {learned} to be learned", report.data));
+    ui.say(&format!(
+        "{} of {} to {} tokens, the median {}; {} truncated, {} left out",
+        count(report.sequences as u64, "sequence"),
+        report.length_min,
+        report.length_max,
+        report.length_median,
+        report.truncated,
+        report.dropped
+    ));
+    if let Some(path) = &report.tokens_path {
+        ui.say(&format!("prepared: {path}"));
+    }
+}
+
+/// The first sequences, what is not learned dimmed, or marked where there is no terminal.
+fn show(ui: &Ui, data: &Dataset, tokenizer: &Tokenizer, sequences: usize) -> Result<()> {
+    let shown = sequences.min(data.len());
+    let styled = ui.is_styled();
+    if shown > 0 && !styled {
+        ui.say("\n+ is learned, - is not:");
+    }
+    let mut sequence = Sequence::default();
+    for index in 0..shown {
+        data.read(index, &mut sequence).map_err(smidgen::Error::from)?;
+        ui.say(&format!("\nsequence {}, {}", index + 1, count(sequence.ids.len() as u64, "token")));
+        let mut line = String::new();
+        for (text, learned) in runs(&sequence, tokenizer) {
+            match (styled, learned) {
+                (true, true) => line += &printable(&text),
+                (true, false) => line += &format!("\x1b[2m{}\x1b[22m", printable(&text)),
+                (false, _) => {
+                    let sign = if learned { '+' } else { '-' };
+                    text.split('\n').for_each(|l| line += &format!("{sign} {}\n", printable(l)));
+                }
+            }
+        }
+        ui.say(line.trim_end_matches('\n'));
+    }
+    Ok(())
+}
+
+/// The text of each run of tokens that are all learned or all not.
+fn runs(sequence: &Sequence, tokenizer: &Tokenizer) -> Vec<(String, bool)> {
+    let mut runs = Vec::new();
+    let mut start = 0;
+    for end in 1..=sequence.ids.len() {
+        let learned = sequence.targets[start];
+        if end == sequence.ids.len() || sequence.targets[end] != learned {
+            runs.push((tokenizer.decode(&sequence.ids[start..end]), learned));
+            start = end;
+        }
+    }
+    runs
+}
+
+/// Text without the control characters that a terminal would obey.
+fn printable(text: &str) -> String {
+    let safe = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.chars().map(safe).collect()
+}

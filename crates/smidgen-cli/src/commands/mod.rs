@@ -1,0 +1,88 @@
+//! The commands, a file each, and what several of them need.
+
+pub mod data;
+pub mod demo;
+pub mod eval;
+pub mod generate;
+pub mod plan;
+pub mod train;
+
+use std::path::Path;
+
+use smidgen::{Adapter, Base, DataOptions, OpenData, open_data};
+
+use crate::error::{Failure, Result};
+use crate::progress::Preparing;
+use crate::stop::Stop;
+use crate::ui::{Ui, grouped};
+
+/// Opens the model that `--model` names.
+fn open_model(path: &Path) -> Result<Base> {
+    let text = path.display();
+    if path.is_dir() {
+        return Err(Failure::usage(format!(
+            "--model {text}: a GGUF file is expected and this is a folder; convert the checkpoint \
+             with llama.cpp's convert_hf_to_gguf.py, or give the .gguf file in it"
+        )));
+    }
+    let parts = path.components().count();
+    if !path.exists()
+        && parts == 2
+        && path.is_relative()
+        && path.extension().is_none_or(|e| e != "gguf")
+    {
+        return Err(Failure::usage(format!(
+            "--model {text}: a GGUF file is expected and nothing is there; if this is a name on a \
+             model hub, download a GGUF file of that model and give its path"
+        )));
+    }
+    Ok(Base::open(path)?)
+}
+
+/// Opens data, with progress where it takes long.
+fn open(
+    base: &Base,
+    input: &Path,
+    options: &DataOptions,
+    out: &Path,
+    stop: &Stop,
+) -> Result<OpenData> {
+    let mut preparing = Preparing::new();
+    let opened = open_data(base, input, options, out, stop.flag(), &mut |p| preparing.at(p));
+    preparing.end();
+    Ok(opened?)
+}
+
+/// The adapter that `--adapter` names, or none; what is worth telling goes to `notes`.
+fn open_adapter(base: &Base, folder: Option<&Path>, notes: &mut Vec<String>) -> Result<Adapter> {
+    let Some(folder) = folder else { return Ok(Adapter::none(base)) };
+    let (adapter, said) = Adapter::load(base, folder)?;
+    notes.extend(said.into_iter().map(|note| note.0));
+    Ok(adapter)
+}
+
+fn say_model(ui: &Ui, base: &Base) {
+    let info = base.info();
+    ui.say(&format!(
+        "model     {} ({}, {} layers of {}, vocabulary {})",
+        info.name,
+        info.family,
+        info.layers,
+        info.hidden,
+        grouped(info.vocabulary as u64)
+    ));
+}
+
+fn say_notes(ui: &Ui, notes: &[String]) {
+    for note in notes {
+        ui.say(&format!("note      {note}"));
+    }
+}
+
+/// A folder for files that end with the command.
+fn temporary_folder() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("smidgen-")
+        .tempdir()
+        .map_err(Failure::file("make a folder in", &std::env::temp_dir()))
+}

@@ -1,0 +1,67 @@
+//! What ends a command, and with which exit code.
+
+use std::fmt;
+use std::path::Path;
+
+use smidgen::Kind;
+
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// What ends a command early.
+#[derive(Debug)]
+pub enum Failure {
+    /// The library's word.
+    Library(smidgen::Error),
+    /// Flags that contradict each other or can't be.
+    Usage(String),
+    /// A file of the command line's own.
+    File(String),
+    /// A signal came; the exit code that belongs to it.
+    Interrupted(u8),
+}
+
+impl Failure {
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::Usage(what.into())
+    }
+
+    /// For `map_err` on what is done with a file.
+    pub fn file(action: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let what = format!("cannot {action} {}", path.display());
+        move |error| Self::File(format!("{what}: {error}"))
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Library(error) => match error.kind() {
+                Kind::Usage => 2,
+                Kind::Budget => 3,
+                Kind::Failed | Kind::Cancelled => 1,
+            },
+            Self::Usage(_) => 2,
+            Self::File(_) => 1,
+            Self::Interrupted(code) => *code,
+        }
+    }
+
+    /// Whether the library stopped because it was asked to.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Library(error) if error.kind() == Kind::Cancelled)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(error) => error.fmt(f),
+            Self::Usage(what) | Self::File(what) => f.write_str(what),
+            Self::Interrupted(_) => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl From<smidgen::Error> for Failure {
+    fn from(error: smidgen::Error) -> Self {
+        Self::Library(error)
+    }
+}

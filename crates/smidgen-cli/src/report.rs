@@ -1,0 +1,170 @@
+//! What `--json` reports.
+
+use std::path::Path;
+
+use serde::{Serialize, Serializer};
+use smidgen::{Base, Evaluation, Plan, Row, memory};
+
+/// The report of train, eval, plan and demo: a key stands only where it applies.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_path: Option<String>,
+    /// Of eval: over all targets. Of train: of the last step, before its update.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "nine_digits")]
+    pub loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "nine_digits")]
+    pub perplexity: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "nine_digits")]
+    pub accuracy: Option<f64>,
+    /// Tokens that went through the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Tokens whose prediction counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// The median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_per_step: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Of train: each step's, before its update.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "all_nine_digits")]
+    pub losses: Option<Vec<f64>>,
+    /// Of eval: each sequence's.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "all_nine_digits")]
+    pub window_losses: Option<Vec<f64>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub valid: Vec<Valid>,
+    pub planned_peak_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+    pub weight_window_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_bytes: Option<u64>,
+    /// What making the token file took; absent where the data was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepare_peak_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<PlanRow>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Answer>,
+    pub notes: Vec<String>,
+}
+
+/// The valid data's loss after some steps.
+#[derive(Debug, Serialize)]
+pub struct Valid {
+    pub step: u64,
+    #[serde(serialize_with = "nine_digits_of")]
+    pub loss: f64,
+    #[serde(serialize_with = "nine_digits_of")]
+    pub perplexity: f64,
+    #[serde(serialize_with = "nine_digits_of")]
+    pub accuracy: f64,
+}
+
+/// A line of the plan.
+#[derive(Debug, Serialize)]
+pub struct PlanRow {
+    pub name: String,
+    pub shape: String,
+    pub bytes: u64,
+    pub life: String,
+    pub why: String,
+}
+
+/// What the demo's model says before and after its training.
+#[derive(Debug, Serialize)]
+pub struct Answer {
+    pub prompt: String,
+    pub before: String,
+    pub after: String,
+}
+
+impl Report {
+    /// A report on `base` under `plan`.
+    pub fn new(base: &Base, plan: &Plan) -> Self {
+        Self {
+            model: path_text(base.path()),
+            planned_peak_bytes: plan.peak_bytes,
+            weight_window_bytes: base.window_bytes(),
+            ..Self::default()
+        }
+    }
+
+    /// Puts in what was measured up to now; `peak` is 0 where the system does not tell.
+    pub fn measure(&mut self, peak: u64) {
+        self.peak_memory_bytes = Some(peak).filter(|&bytes| bytes > 0);
+        self.peak_rss_bytes = memory::usage().map(|u| u.resident_peak);
+    }
+
+    /// Puts in what an evaluation gave.
+    pub fn scored(&mut self, scored: Evaluation) {
+        self.perplexity = Some(scored.perplexity());
+        self.loss = Some(scored.loss);
+        self.accuracy = Some(scored.accuracy);
+        self.tokens = Some(scored.tokens as u64);
+        self.targets = Some(scored.targets as u64);
+        self.window_losses = Some(scored.window_losses);
+    }
+}
+
+impl From<&Row> for PlanRow {
+    fn from(row: &Row) -> Self {
+        let Row { name, shape, bytes, life, why } = row.clone();
+        Self { name, shape, bytes, life, why }
+    }
+}
+
+/// A path as JSON can hold it.
+pub fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The middle of some durations, the upper one of two.
+pub fn median(seconds: &[f64]) -> Option<f64> {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+/// `x` rounded to nine significant digits.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.8e}").parse().unwrap_or(x)
+}
+
+fn nine_digits_of<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    rounded(*x).serialize(serializer)
+}
+
+fn nine_digits<S: Serializer>(x: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    x.map(rounded).serialize(serializer)
+}
+
+fn all_nine_digits<S: Serializer>(x: &Option<Vec<f64>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let digits = x.iter().flatten().map(|&x| rounded(x));
+    serializer.collect_seq(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nine_significant_digits() {
+        assert_eq!(rounded(2.123_456_789_12), 2.123_456_79);
+        assert_eq!(rounded(1.234_567_891_2e-7), 1.234_567_89e-7);
+        assert_eq!(rounded(0.0), 0.0);
+        assert!(rounded(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+    }
+}

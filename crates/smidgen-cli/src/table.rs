@@ -1,0 +1,39 @@
+//! The plan as a table: a line a buffer, which sum to the peak.
+
+use smidgen::{Plan, Row};
+
+use crate::ui::grouped;
+
+const HEAD: [&str; 5] = ["buffer", "shape", "bytes", "life", "why"];
+
+/// Characters of the rules.
+const RULE: usize = 100;
+
+/// The plan's rows, their sum, and the weight window, which the budget does not count.
+pub fn plan(plan: &Plan, window_bytes: u64) -> String {
+    let cells = |r: &Row| {
+        [r.name.clone(), r.shape.clone(), grouped(r.bytes), r.life.clone(), r.why.clone()]
+    };
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(plan.rows.iter().map(cells));
+    let total = ["peak", "", &grouped(plan.peak_bytes), "", "the sum"];
+    let why = "beside the peak: read-only pages of the model file, the system's to drop";
+    let window = ["weight window", "", &grouped(window_bytes), "a block", why];
+    rows.extend([total, window].map(|row| row.map(str::to_owned)));
+    let mut lines = aligned(&rows);
+    let rule = "-".repeat(RULE);
+    lines.insert(lines.len() - 2, rule.clone());
+    lines.insert(1, rule);
+    lines.join("\n")
+}
+
+/// Columns of equal width; the third is numbers and stands to the right.
+fn aligned(rows: &[[String; 5]]) -> Vec<String> {
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let line = |[name, shape, bytes, life, why]: &[String; 5]| {
+        let (n, s, b, l) = (widths[0], widths[1], widths[2], widths[3]);
+        format!("{name:n$}  {shape:s$}  {bytes:>b$}  {life:l$}  {why}").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}

@@ -1,0 +1,346 @@
+//! The command line's contract, on the real binary and the demo's model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const TEXT: &str = "In the winter the miller mends his wheel. The river is low and the stones are \
+                    cold, so he sits by the fire and carves new teeth from the wood of an old \
+                    pear tree. When the thaw comes the wheel turns again and the village has \
+                    bread. Nobody thanks the pear tree, but the miller keeps one branch of it \
+                    above his door and touches it on the first day of every spring.\n";
+
+/// A folder for a test, with a text and a set of samples.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("text.txt"), TEXT.repeat(3)).unwrap();
+        let samples = [
+            r#"{"prompt": "Who mends the wheel?", "completion": " The miller."}"#,
+            r#"{"prompt": "What is cold?", "completion": " The stones are cold."}"#,
+            r#"{"prompt": "Where is the branch?", "completion": " Above the door."}"#,
+        ];
+        fs::write(folder.path().join("samples.jsonl"), samples.join("\n")).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `line` in the folder; MODEL stands for the demo's model.
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo/demo.gguf");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        for word in line.split_whitespace() {
+            match word {
+                "MODEL" => command.arg(&model),
+                word => command.arg(word),
+            };
+        }
+        command
+    }
+
+    /// The report of a command that must succeed.
+    fn report(&self, line: &str) -> Value {
+        let output = self.run(&format!("{line} --json"));
+        assert!(output.status.success(), "{line}: {}", stderr(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().count(), 1, "one object on stdout: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Checks the exit code of a command that must fail, and gives what it says.
+    fn failure(&self, line: &str, code: i32) -> String {
+        let output = self.run(line);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        assert!(!said.contains("panicked"), "{line}: {said}");
+        said
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const TRAIN: &str = "train -m MODEL --data text.txt --max-seq-length 32 --chunks 8 --iters 6";
+
+#[test]
+fn train_evaluate_generate() {
+    let place = Place::new();
+    let trained = place.report(&format!("{TRAIN} -o run --learning-rate 5e-3 --threads 2"));
+    assert_eq!(trained["steps"], 6);
+    assert_eq!(trained["losses"].as_array().unwrap().len(), 6);
+    assert_eq!(trained["loss"], trained["losses"][5]);
+    assert_eq!(trained["tokens"], 6 * 32);
+    for key in ["planned_peak_bytes", "weight_window_bytes", "prepare_peak_bytes"] {
+        assert!(trained[key].as_u64().unwrap() > 0, "{key}");
+    }
+    assert!(trained["seconds_per_step"].as_f64().unwrap() > 0.0);
+    if let Some(measured) = trained["peak_memory_bytes"].as_u64() {
+        assert!(measured <= trained["planned_peak_bytes"].as_u64().unwrap());
+        assert!(trained["peak_rss_bytes"].as_u64().unwrap() >= measured);
+    }
+    for file in ["adapter_config.json", "adapter_model.safetensors", "smidgen/train.tokens"] {
+        assert!(place.path("run").join(file).is_file(), "{file}");
+    }
+    let metrics = fs::read_to_string(place.path("run/smidgen/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 6);
+
+    let eval = "eval -m MODEL --data text.txt --max-seq-length 32 --chunks 4";
+    let base = place.report(eval);
+    assert_eq!(base["window_losses"].as_array().unwrap().len(), 4);
+    assert_eq!(base["tokens"], 128);
+    assert_eq!(base["targets"], 124);
+    let tuned = place.report(&format!("{eval} --adapter run"));
+    assert_eq!(tuned["adapter_path"], "run");
+    assert!(tuned["loss"].as_f64().unwrap() < base["loss"].as_f64().unwrap());
+    let perplexity = tuned["perplexity"].as_f64().unwrap();
+    assert!((perplexity.ln() - tuned["loss"].as_f64().unwrap()).abs() < 1e-6);
+    // The token file is the text.
+    let again = place.report(&eval.replace("text.txt", "run/smidgen/train.tokens"));
+    assert_eq!(again["window_losses"], base["window_losses"]);
+
+    let said = place.report("generate -m MODEL --adapter run -p miller -n 5");
+    assert_eq!(said["ids"].as_array().unwrap().len(), said["tokens"].as_u64().unwrap() as usize);
+    let plain = place.run("generate -m MODEL --adapter run -p miller -n 5");
+    let expected = format!("miller{}\n", said["text"].as_str().unwrap());
+    assert_eq!(String::from_utf8(plain.stdout).unwrap(), expected);
+}
+
+#[test]
+fn losses_depend_on_neither_threads_nor_memory() {
+    let place = Place::new();
+    let losses = |flags: &str| {
+        let flags = format!("{TRAIN} --batch-size 3 --lora-dropout 0.1 -o run {flags}");
+        place.report(&flags)["losses"].clone()
+    };
+    let expected = losses("--threads 1 --memory unlimited");
+    assert_eq!(losses("--threads 2 --memory unlimited"), expected);
+    assert_eq!(losses("--threads 2 --memory min"), expected);
+    assert_eq!(losses("--threads 1 --memory min"), expected);
+    assert_ne!(losses("--threads 2 --seed 1"), expected);
+}
+
+#[test]
+fn plan_sums_to_its_peak() {
+    let place = Place::new();
+    let sum = |report: &Value| -> u64 {
+        report["rows"].as_array().unwrap().iter().map(|r| r["bytes"].as_u64().unwrap()).sum()
+    };
+    let flags = "-m MODEL --data text.txt --max-seq-length 32 --iters 6 --threads 1";
+    let plan = place.report(&format!("plan {flags}"));
+    assert_eq!(sum(&plan), plan["planned_peak_bytes"].as_u64().unwrap());
+    assert_eq!(plan["steps"], 6);
+    let dry = place.report(&format!("train {flags} --dry-run -o run"));
+    assert_eq!(sum(&dry), dry["planned_peak_bytes"].as_u64().unwrap());
+    assert!(!place.path("run").exists());
+    // Without data it is planned for the longest sequence there may be.
+    let ahead = place.report("plan -m MODEL --max-seq-length 64 --threads 1");
+    assert_eq!(sum(&ahead), ahead["planned_peak_bytes"].as_u64().unwrap());
+    let table = String::from_utf8(place.run(&format!("plan {flags}")).stdout).unwrap();
+    assert!(table.contains("LoRA weights") && table.contains("weight window"), "{table}");
+}
+
+#[test]
+fn data_is_shown_and_prepared() {
+    let place = Place::new();
+    let shown = place.report("data samples.jsonl -m MODEL --out samples.tokens");
+    assert_eq!(shown["sequences"], 3);
+    assert!(shown["targets"].as_u64().unwrap() < shown["tokens"].as_u64().unwrap());
+    let ids = shown["first_ids"].as_array().unwrap();
+    assert_eq!(ids.len() as u64, shown["tokens"].as_u64().unwrap().min(40));
+    let again = place.report("data samples.tokens -m MODEL");
+    assert_eq!(again["first_ids"], shown["first_ids"]);
+    let text = String::from_utf8(place.run("data samples.jsonl -m MODEL").stdout).unwrap();
+    assert!(text.contains("- Who mends the wheel?") && text.contains("+  The miller."), "{text}");
+    assert!(!text.contains('\x1b'));
+    let mask = "train -m MODEL --data samples.tokens -o run --iters 1 --no-mask-prompt";
+    assert!(place.failure(mask, 2).contains("left out of the loss"));
+}
+
+#[test]
+fn exit_codes() {
+    let place = Place::new();
+    for usage in [
+        "train",
+        "train -m MODEL",
+        "train -m MODEL --data text.txt -o run --frobnicate 3",
+        "train -m MODEL --data text.txt -o run --iters 1 --epochs 1",
+        "train -m MODEL --data text.txt -o run --lora-rank 0",
+        "train -m MODEL --data text.txt -o run --batch-size 0",
+        "train -m MODEL --data text.txt -o run --weight-decay=-1",
+        "train -m MODEL --data text.txt -o run --learning-rate nan",
+        "train -m MODEL --data text.txt -o run --target-modules nose",
+        "train -m MODEL --data text.txt -o run --memory 3XB",
+        "train -m MODEL --data text.txt -o run --steps-per-eval 2",
+        "train -m MODEL --data text.txt -o run --max-seq-length 1",
+        "train -m . --data text.txt -o run",
+        "train -m some/model --data text.txt -o run",
+    ] {
+        place.failure(usage, 2);
+    }
+    assert!(!place.path("run/adapter_config.json").exists());
+    let budget = place.failure(&format!("{TRAIN} -o run --memory 1MB"), 3);
+    assert!(budget.contains("at least"), "{budget}");
+    let missing = place.failure("eval -m nothing.gguf --data text.txt", 1);
+    assert!(missing.contains("nothing.gguf"), "{missing}");
+    place.failure("eval -m MODEL --data nothing.txt", 1);
+    fs::write(place.path("broken.gguf"), "GGUF and nothing").unwrap();
+    place.failure("eval -m broken.gguf --data text.txt", 1);
+    fs::write(place.path("broken.jsonl"), "{\"prompt\": 3}").unwrap();
+    assert!(place.failure("data broken.jsonl -m MODEL", 1).contains("broken.jsonl:1"));
+    assert!(place.run("--help").status.success());
+    assert!(place.run("train --help").status.success());
+}
+
+#[test]
+fn flags_from_a_file() {
+    let place = Place::new();
+    let yaml = "data: text.txt\nmax_seq_length: 32\niters: 2\nlora-rank: 4\noutput: run\n\
+                target_modules: [q_proj, attn_v]\nmask-prompt: true\n";
+    fs::write(place.path("run.yaml"), yaml).unwrap();
+    let report = place.report("train -m MODEL -c run.yaml --iters 3");
+    assert_eq!(report["steps"], 3);
+    let config = fs::read_to_string(place.path("run/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["r"], 4);
+    assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
+    fs::write(place.path("wrong.yaml"), "learning_rat: 1e-3\n").unwrap();
+    let said = place.failure("train -m MODEL -c wrong.yaml", 2);
+    assert!(said.contains("\"learning-rate\""), "{said}");
+    place.failure("train -m MODEL -c nothing.yaml", 2);
+}
+
+#[test]
+fn underscores_and_aliases() {
+    let place = Place::new();
+    let line = "train -m MODEL --data text.txt --max_seq_length 32 --chunks 8 --iters 2 --batch_size=2 \
+                --adapter_path run --lora_r 2 --method mebp";
+    assert_eq!(place.report(line)["tokens"], 2 * 2 * 32);
+    let go_on = line.replace("run", "more").replace("--lora_r 2", "--resume_adapter_file run");
+    assert_eq!(place.report(&go_on)["steps"], 2);
+}
+
+#[test]
+fn an_adapter_to_start_from() {
+    let place = Place::new();
+    place.report(&format!("{TRAIN} -o first --lora-rank 4 --num-layers 2 --target-modules q_proj"));
+    let go_on = format!("{TRAIN} -o second --init-adapter first");
+    let said = place.failure(&format!("{go_on} --lora-rank 8"), 2);
+    assert!(said.contains("--lora-rank 8") && said.contains("which has 4"), "{said}");
+    let said = place.failure(&format!("{go_on} --target-modules all-linear"), 2);
+    assert!(said.contains("self_attn.q_proj"), "{said}");
+    place.failure(&format!("{go_on} --num-layers 5"), 2);
+    place.report(&format!("{go_on} --lora-rank 4 --target-modules attn_q --num-layers 2"));
+    let again = place.report(&format!("{go_on} --lora-alpha 16"));
+    assert!(again["notes"].to_string().contains("replaces"), "{}", again["notes"]);
+    place.failure(&format!("{TRAIN} -o third --init-adapter nothing"), 1);
+}
+
+#[test]
+fn valid_data_of_a_folder() {
+    let place = Place::new();
+    fs::create_dir(place.path("set")).unwrap();
+    fs::copy(place.path("text.txt"), place.path("set/train.txt")).unwrap();
+    fs::write(place.path("set/valid.txt"), TEXT).unwrap();
+    let line = TRAIN.replace("text.txt", "set");
+    let report = place.report(&format!("{line} -o run --steps-per-eval 4 --save-every 2"));
+    let steps: Vec<&Value> =
+        report["valid"].as_array().unwrap().iter().map(|v| &v["step"]).collect();
+    assert_eq!(steps, [4, 6]);
+    let scored = place.report("eval -m MODEL --data set --adapter run --max-seq-length 32");
+    let last = report["valid"][1]["loss"].as_f64().unwrap();
+    assert!((scored["loss"].as_f64().unwrap() - last).abs() < 1e-6);
+}
+
+#[test]
+fn logits_are_written() {
+    let place = Place::new();
+    place.report("eval -m MODEL --data text.txt --max-seq-length 16 --chunks 1 --logits l.st");
+    let bytes = fs::read(place.path("l.st")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    assert_eq!(header["ids"]["shape"], serde_json::json!([16]));
+    assert_eq!(header["logits"]["shape"], serde_json::json!([16, 1024]));
+    assert_eq!(bytes.len(), 8 + length + 4 * 16 + 4 * 16 * 1024);
+    let first = 8 + length + 4 * 16;
+    let logits = bytes[first..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+    assert!(logits.clone().all(f32::is_finite) && logits.clone().any(|l| l != 0.0));
+}
+
+#[test]
+fn sampling_follows_its_seed() {
+    let place = Place::new();
+    let ids = |seed: u32| {
+        let line = "generate -m MODEL -p miller -n 12 --temperature 1 --top-p 0.9";
+        place.report(&format!("{line} --seed {seed}"))["ids"].clone()
+    };
+    assert_eq!(ids(1), ids(1));
+    assert_ne!(ids(1), ids(2));
+    // The end of the context ends the text.
+    let long = place.report("generate -m MODEL -p miller -n 1000000");
+    if let Some(peak) = long["peak_memory_bytes"].as_u64() {
+        assert!(peak <= long["planned_peak_bytes"].as_u64().unwrap());
+    }
+    assert!(long["tokens"].as_u64().unwrap() < 256);
+}
+
+#[test]
+fn the_demo_learns() {
+    let place = Place::new();
+    let report = place.report("demo");
+    assert!(report["loss"].as_f64().unwrap() < 0.5, "{}", report["loss"]);
+    let answers = report["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), 3);
+    for answer in &answers[..2] {
+        assert!(!answer["before"].as_str().unwrap().contains("Good day!"));
+        assert!(answer["after"].as_str().unwrap().ends_with("Good day!"), "{answer}");
+    }
+    if let Some(peak) = report["peak_memory_bytes"].as_u64() {
+        assert!(peak <= report["planned_peak_bytes"].as_u64().unwrap());
+    }
+}
+
+/// The first signal ends the run and saves; here on both kinds.
+#[cfg(unix)]
+#[test]
+fn signals_save() {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let place = Place::new();
+        let line =
+            "train -m MODEL --data text.txt --max-seq-length 32 --iters 1000000 -o run --json";
+        let mut command = place.command(line);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let metrics = place.path("run/smidgen/metrics.jsonl");
+        let begin = Instant::now();
+        while fs::read_to_string(&metrics).map_or(0, |t| t.lines().count()) < 3 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "no step was made");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let id = child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &id]).status().unwrap();
+        assert!(sent.success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["steps"].as_u64().unwrap() >= 3);
+        assert!(stderr(&output).contains("Interrupted after"), "{}", stderr(&output));
+        assert!(place.path("run/adapter_model.safetensors").is_file());
+        place.report("eval -m MODEL --data text.txt --chunks 1 --adapter run");
+    }
+}

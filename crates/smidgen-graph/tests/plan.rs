@@ -1,0 +1,490 @@
+//! Plans: that they add up, that their programs never lose a number, that they fit the budget,
+//! and that nothing is computed that nobody reads.
+
+use std::collections::BTreeMap;
+
+use smidgen_graph::layout::{ALIGN, Place, Program};
+use smidgen_graph::ops::Mlp;
+use smidgen_graph::plan::{LayerPrograms, plan};
+use smidgen_graph::{
+    Access, Activation, Architecture, AttentionShape, Block, BlockBuilder, Budget, Gradients,
+    LoraSpec, OverBudget, Plan, Request, RopeShape, RopeStyle, Row, Site, Source, Step, Term,
+    ValueId,
+};
+
+const HIDDEN: usize = 64;
+const HEAD_DIM: usize = 16;
+const FFN: usize = 800;
+const LAYERS: usize = 4;
+const VOCABULARY: usize = 500;
+
+/// What stands around attention and MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Norms {
+    /// A norm before each, as in llama and qwen2.
+    Before,
+    /// A norm before and after each, as in gemma3.
+    Around,
+    /// One norm before both, which run side by side.
+    Shared,
+}
+
+const ALL: [Norms; 3] = [Norms::Before, Norms::Around, Norms::Shared];
+
+#[derive(Debug)]
+struct Model(Norms);
+
+const SITES: [Site; 7] = [
+    Site { module: "q", tensor: "q" },
+    Site { module: "k", tensor: "k" },
+    Site { module: "v", tensor: "v" },
+    Site { module: "o", tensor: "o" },
+    Site { module: "gate", tensor: "gate" },
+    Site { module: "up", tensor: "up" },
+    Site { module: "down", tensor: "down" },
+];
+
+fn norm(b: &mut BlockBuilder, name: &str, x: ValueId) -> ValueId {
+    b.rms_norm(name, x, &format!("{name}.weight"), HIDDEN, 1e-6)
+}
+
+fn attention(b: &mut BlockBuilder, x: ValueId) -> ValueId {
+    let [q, k, v, o, ..] = SITES;
+    let shape =
+        AttentionShape { heads: 4, kv_heads: 2, head_dim: HEAD_DIM, window: None, scale: 0.25 };
+    let (query_cols, key_cols) = (shape.query_cols(), shape.key_cols());
+    let (q_proj, k_proj) =
+        (b.projection(q, HIDDEN, query_cols, false), b.projection(k, HIDDEN, key_cols, false));
+    let v_proj = b.projection(v, HIDDEN, key_cols, false);
+    let o_proj = b.projection(o, query_cols, HIDDEN, false);
+    let rope = RopeShape { table: 0, head_dim: HEAD_DIM, style: RopeStyle::Halves };
+    let (q, k) = (b.linear("q", x, q_proj), b.linear("k", x, k_proj));
+    let v = b.linear("v", x, v_proj);
+    let (q, k) = (b.rope("turned q", q, rope), b.rope("turned k", k, rope));
+    let o = b.attention("attention", q, k, v, shape);
+    b.linear("o", o, o_proj)
+}
+
+fn mlp(b: &mut BlockBuilder, x: ValueId) -> ValueId {
+    let [.., gate, up, down] = SITES;
+    let mlp = Mlp {
+        gate: b.projection(gate, HIDDEN, FFN, false),
+        up: b.projection(up, HIDDEN, FFN, false),
+        down: b.projection(down, FFN, HIDDEN, false),
+        activation: Activation::Silu,
+    };
+    b.gated_mlp("mlp", x, mlp)
+}
+
+impl Architecture for Model {
+    fn layers(&self) -> usize {
+        LAYERS
+    }
+
+    fn layer_kind(&self, _: usize) -> usize {
+        0
+    }
+
+    fn layer_block(&self, _: usize, lora: Option<&LoraSpec>, mlp_tile: usize) -> Block {
+        let mut b = BlockBuilder::new("layer", lora, mlp_tile);
+        let x = b.input(HIDDEN);
+        let n = norm(&mut b, "first norm", x);
+        let mut o = attention(&mut b, n);
+        if self.0 == Norms::Shared {
+            let m = mlp(&mut b, n);
+            let sum = b.add("sum", o, m);
+            let y = b.add("output", x, sum);
+            return b.finish(Some(y));
+        }
+        if self.0 == Norms::Around {
+            o = norm(&mut b, "after attention", o);
+        }
+        let x = b.add("residual", x, o);
+        let n = norm(&mut b, "second norm", x);
+        let mut m = mlp(&mut b, n);
+        if self.0 == Norms::Around {
+            m = norm(&mut b, "after mlp", m);
+        }
+        let y = b.add("output", x, m);
+        b.finish(Some(y))
+    }
+
+    fn embedding_block(&self) -> Block {
+        let mut b = BlockBuilder::new("embedding", None, smidgen_graph::GRAIN);
+        let x = b.embedding("words", VOCABULARY, HIDDEN);
+        let x = b.scale("scaled", x, 8.0);
+        b.finish(Some(x))
+    }
+
+    fn head_block(&self) -> Block {
+        let mut b = BlockBuilder::new("head", None, smidgen_graph::GRAIN);
+        let x = b.input(HIDDEN);
+        let x = norm(&mut b, "last norm", x);
+        b.head(x, "words", VOCABULARY);
+        b.finish(None)
+    }
+
+    fn hidden(&self) -> usize {
+        HIDDEN
+    }
+
+    fn layer_prefix(&self, layer: usize) -> String {
+        format!("layer{layer}.")
+    }
+
+    fn rope_frequencies(&self) -> Vec<Vec<f32>> {
+        vec![vec![1.0; HEAD_DIM / 2]]
+    }
+}
+
+fn lora(dropout: f32, modules: &[&str]) -> LoraSpec {
+    let modules = modules.iter().map(|m| (*m).to_owned()).collect();
+    LoraSpec { rank: 4, scale: 2.0, dropout, modules }
+}
+
+fn request(budget: Budget) -> Request {
+    Request {
+        tokens: 37,
+        lora: lora(0.0, &SITES.map(|s| s.module)),
+        first_trained: 0,
+        gradients: Gradients::Block,
+        optimizer_state: vec!["mean", "mean square"],
+        backward: true,
+        budget,
+        fixed: vec![Row::new("known", "bytes".into(), 12_345, "whole run", "a caller's")],
+    }
+}
+
+fn make(model: &Model, request: &Request) -> Plan {
+    plan(model, request).expect("a plan")
+}
+
+/// Requests of all kinds: who is trained, with what, how gradients are held, and the budget's end.
+fn requests() -> Vec<Request> {
+    let mut requests = Vec::new();
+    let targets: [&[&str]; 5] =
+        [&SITES.map(|s| s.module), &["q"], &["v", "down"], &["gate"], &["k", "up"]];
+    for modules in targets {
+        for dropout in [0.0, 0.1] {
+            for first_trained in [0, 2] {
+                for gradients in [Gradients::Block, Gradients::Whole] {
+                    for budget in [Budget::Least, Budget::Unlimited] {
+                        let lora = lora(dropout, modules);
+                        let base = request(budget);
+                        requests.push(Request { lora, first_trained, gradients, ..base });
+                    }
+                }
+            }
+        }
+    }
+    requests.push(Request { backward: false, ..request(Budget::Unlimited) });
+    requests
+}
+
+#[test]
+fn rows_add_up_to_the_arena_and_to_the_peak() {
+    for model in ALL.map(Model) {
+        for request in requests() {
+            let plan = make(&model, &request);
+            let sum: u64 = plan.rows.iter().map(|r| r.bytes).sum();
+            assert_eq!(plan.peak_bytes, sum);
+            let states = if request.backward { request.optimizer_state.len() } else { 2 };
+            let beside = 12_345 + 4 * (plan.gradient_len + plan.param_len * (1 + states)) as u64;
+            assert_eq!(sum, beside + 4 * plan.arena_len as u64, "{model:?} {request:?}");
+        }
+    }
+}
+
+/// Every program of a layer with its name.
+fn programs(layer: &LayerPrograms) -> Vec<(&'static str, &Program)> {
+    let forward = layer.forward.iter().map(|p| ("forward", p));
+    let backward = layer.backward.iter().map(|p| ("backward", p));
+    forward.chain(backward).chain([("infer", &layer.infer)]).collect()
+}
+
+/// Memory as a program sees it: who wrote each cell last.
+#[derive(Default)]
+struct Memory {
+    scratch: Vec<Option<ValueId>>,
+    pinned: BTreeMap<Place, ValueId>,
+}
+
+impl Memory {
+    fn cells(program: &Program, v: ValueId) -> std::ops::Range<usize> {
+        let placed = &program.places[&v];
+        let Place::Scratch(at) = placed.place else { return 0..0 };
+        assert_eq!((at % ALIGN, placed.len % ALIGN), (0, 0), "whole cells");
+        at / ALIGN..(at + placed.len) / ALIGN
+    }
+
+    fn holds(&self, program: &Program, v: ValueId) -> bool {
+        match program.places[&v].place {
+            Place::Scratch(_) => {
+                self.scratch[Self::cells(program, v)].iter().all(|c| *c == Some(v))
+            }
+            place => self.pinned.get(&place) == Some(&v),
+        }
+    }
+
+    fn write(&mut self, program: &Program, v: ValueId) {
+        match program.places[&v].place {
+            Place::Scratch(_) => self.scratch[Self::cells(program, v)].fill(Some(v)),
+            place => drop(self.pinned.insert(place, v)),
+        }
+    }
+
+    fn lose(&mut self, program: &Program, v: ValueId) {
+        self.scratch[Self::cells(program, v)].fill(None);
+    }
+}
+
+/// Runs a program on names: each step reads what was written for it, and writes over nothing that
+/// it reads but by taking over in place. Returns the memory as it is left.
+fn walk(what: &str, program: &Program, given: impl Fn(ValueId, Place) -> bool) -> Memory {
+    let cells = program.scratch_len.div_ceil(ALIGN);
+    let mut memory = Memory { scratch: vec![None; cells], ..Memory::default() };
+    for (v, placed) in program.places.iter().filter(|(v, p)| given(**v, p.place)) {
+        assert!(placed.len >= program.values[v.0 as usize].cols, "{what}: room for {v:?}");
+        memory.write(program, *v);
+    }
+    for step in &program.steps {
+        let (reads, writes) = (step.operands(Access::Read), step.operands(Access::Write));
+        for v in &reads {
+            assert!(memory.holds(program, *v), "{what}: {step:?} reads {v:?}, which is lost");
+        }
+        if let Step::Head { x, .. } = step {
+            memory.lose(program, *x);
+        }
+        for v in &writes {
+            memory.write(program, *v);
+        }
+        for v in &writes {
+            assert!(memory.holds(program, *v), "{what}: {step:?} writes two to one place");
+        }
+        let over = |v: &&ValueId| !memory.holds(program, **v) && !matches!(step, Step::Head { .. });
+        let taken: Vec<ValueId> = reads.iter().filter(over).copied().collect();
+        let allowed = step.in_place().map_or(vec![], |(_, inputs)| inputs);
+        assert!(taken.len() <= 1, "{what}: {step:?} writes over {taken:?}");
+        for v in taken {
+            let (place, out) = (program.places[&v].place, program.places[&writes[0]].place);
+            assert!(allowed.contains(&v) && place == out, "{what}: {step:?} over {v:?}");
+        }
+    }
+    memory
+}
+
+#[test]
+fn no_program_loses_a_number() {
+    for model in ALL.map(Model) {
+        for request in requests() {
+            let plan = make(&model, &request);
+            let scratch = &plan.programs;
+            for layer in scratch {
+                let (input, output) = (layer.block.input, layer.block.output);
+                let kept = |v: ValueId| layer.kept.iter().any(|(k, _)| *k == v);
+                for (name, program) in programs(layer) {
+                    let what = format!("{model:?} {name} {request:?}");
+                    let memory = walk(&what, program, |v, place| match name {
+                        "backward" => {
+                            let d_output = program.values[v.0 as usize].name == "d_output";
+                            Some(v) == input || kept(v) || d_output && place == Place::Scratch(0)
+                        }
+                        _ => Some(v) == input,
+                    });
+                    let holds = |v: ValueId| memory.holds(program, v);
+                    match name {
+                        "forward" => {
+                            assert!(layer.kept.iter().all(|(v, _)| holds(*v)), "{what}: kept");
+                            assert!(input.is_some_and(holds) && output.is_some_and(holds));
+                        }
+                        "infer" => assert_eq!(memory.pinned.len(), 1, "{what}: works in place"),
+                        _ => assert!(input.is_some_and(holds), "{what}: the input is kept"),
+                    }
+                }
+            }
+            walk("embedding", &plan.embedding.1, |_, _| false);
+            let input = plan.head.0.input;
+            walk("head", &plan.head.1, |v, _| Some(v) == input);
+            walk("head, evaluating", &plan.head.2, |v, _| Some(v) == input);
+        }
+    }
+}
+
+#[test]
+fn lasting_buffers_do_not_overlap() {
+    for model in ALL.map(Model) {
+        for request in requests().into_iter().filter(|r| r.backward) {
+            let plan = make(&model, &request);
+            let stream_len = (HIDDEN * request.tokens).next_multiple_of(ALIGN);
+            let mut taken = vec![0..plan.stream, plan.stream..plan.stream + stream_len];
+            for layer in plan.layers.iter().filter(|l| l.trained) {
+                taken.push(layer.output..layer.output + stream_len);
+                for (at, (_, cols)) in layer.kept.iter().zip(&plan.programs[layer.programs].kept) {
+                    taken.push(*at..at + (cols * request.tokens).next_multiple_of(ALIGN));
+                }
+            }
+            taken.sort_by_key(|r| r.start);
+            assert!(taken.windows(2).all(|w| w[0].end == w[1].start), "{taken:?}");
+            assert_eq!(taken.last().map(|r| r.end), Some(plan.arena_len));
+            assert_eq!(plan.last, plan.layers[LAYERS - 1].output);
+        }
+    }
+}
+
+#[test]
+fn a_budget_is_kept_or_refused_and_memory_saves_work() {
+    for model in ALL.map(Model) {
+        for dropout in [0.0, 0.1] {
+            let request = |budget| Request {
+                lora: lora(dropout, &SITES.map(|s| s.module)),
+                ..request(budget)
+            };
+            let least = make(&model, &request(Budget::Least));
+            let most = make(&model, &request(Budget::Unlimited));
+            let (mut tile, mut flops, mut plans) = (0, u64::MAX, 0);
+            let (start, end) = (least.peak_bytes - 5_000, most.peak_bytes + 10_000);
+            for budget in (start..end).step_by(10_000) {
+                match plan(&model, &request(Budget::AtMost(budget))) {
+                    Err(OverBudget { needed, budget: asked, .. }) => {
+                        assert_eq!((needed, asked), (least.peak_bytes, budget));
+                        assert!(budget < needed);
+                    }
+                    Ok(plan) => {
+                        assert!(plan.peak_bytes <= budget, "{} over {budget}", plan.peak_bytes);
+                        assert!(plan.mlp_tile >= tile, "{model:?}: a narrower tile at {budget}");
+                        // The first budget for a wider tile may keep less than the last before it.
+                        let same = plan.mlp_tile == tile;
+                        assert!(!same || plan.flops <= flops, "{model:?}: more work at {budget}");
+                        plans += usize::from(plan.flops != flops);
+                        (tile, flops) = (plan.mlp_tile, plan.flops);
+                    }
+                }
+            }
+            println!("{model:?}: {plans} plans of different work");
+            assert!(plans >= 4);
+            assert_eq!(flops, most.flops, "all that helps is kept in the end");
+        }
+    }
+}
+
+#[test]
+fn the_bytes_that_are_asked_for_are_those_that_suffice() {
+    for model in ALL.map(Model) {
+        let refused = plan(&model, &request(Budget::AtMost(0))).expect_err("no plan takes nothing");
+        let least = make(&model, &request(Budget::Least));
+        assert_eq!(refused.needed, least.peak_bytes);
+        let exact = make(&model, &request(Budget::AtMost(refused.needed)));
+        assert_eq!(exact.peak_bytes, refused.needed);
+        assert!(plan(&model, &request(Budget::AtMost(refused.needed - 1))).is_err());
+    }
+}
+
+/// Products of the backward of the last layer, which is trained in full.
+fn products(model: &Model, budget: Budget) -> Vec<(String, bool)> {
+    let plan = make(model, &request(budget));
+    let layer = &plan.programs[plan.layers[LAYERS - 1].programs];
+    let backward = layer.backward.as_ref().expect("a trained layer");
+    let name = |t: &Term| match t.b {
+        Source::Weight(w) => Some((layer.block.weights[w.0 as usize].tensor.clone(), t.transposed)),
+        Source::Param(_) => None,
+    };
+    let terms = backward.steps.iter().flat_map(|s| match s {
+        Step::Gemm { terms, .. } => terms.iter().filter_map(name).collect(),
+        _ => vec![],
+    });
+    terms.collect()
+}
+
+#[test]
+fn only_what_a_rule_reads_is_made_again() {
+    let again = |norms, budget| -> Vec<String> {
+        let transposed = products(&Model(norms), budget).into_iter().filter(|p| p.1);
+        let mut names: Vec<String> = transposed.map(|p| p.0).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    let least = ["gate.weight", "k.weight", "o.weight", "q.weight", "up.weight", "v.weight"];
+    assert_eq!(again(Norms::Before, Budget::Least), least);
+    // Side by side, no rule reads what `o` makes either.
+    let shared = least.into_iter().filter(|name| *name != "o.weight").collect::<Vec<_>>();
+    assert_eq!(again(Norms::Shared, Budget::Least), shared);
+    // A norm after the MLP reads what `down` makes.
+    let mut around = vec!["down.weight"];
+    around.extend(least);
+    assert_eq!(again(Norms::Around, Budget::Least), around);
+    for norms in ALL {
+        assert!(again(norms, Budget::Unlimited).is_empty(), "{norms:?} keeps all products");
+    }
+}
+
+#[test]
+fn what_is_kept_is_not_computed_twice() {
+    for model in ALL.map(Model) {
+        let of = |budget| make(&model, &request(budget));
+        let (least, most) = (of(Budget::Least), of(Budget::Unlimited));
+        assert!(most.flops < least.flops);
+        let kept = |p: &Plan| p.layers.iter().map(|l| l.kept.len()).sum::<usize>();
+        assert!(kept(&least) < kept(&most));
+    }
+}
+
+#[test]
+fn no_gradient_is_computed_that_nobody_needs() {
+    for model in ALL.map(Model) {
+        let plan = make(&model, &request(Budget::Unlimited));
+        let backward = |layer: usize| {
+            let programs = &plan.programs[plan.layers[layer].programs];
+            programs.backward.as_ref().expect("a trained layer")
+        };
+        let norms = |layer| {
+            let steps = backward(layer).steps.iter();
+            steps.filter(|s| matches!(s, Step::RmsNormBackward { .. })).count()
+        };
+        // The first norm of the lowest layer has nothing trainable below it.
+        assert_eq!(norms(0) + 1, norms(1), "{model:?}");
+        let through_q = |layer: usize| {
+            let weights = &plan.programs[plan.layers[layer].programs].block.weights;
+            let q = |t: &Term| match t.b {
+                Source::Weight(w) => weights[w.0 as usize].tensor == "q.weight" && !t.transposed,
+                Source::Param(_) => false,
+            };
+            let gemm = |s: &Step| matches!(s, Step::Gemm { terms, .. } if terms.iter().any(q));
+            backward(layer).steps.iter().any(gemm)
+        };
+        assert!(!through_q(0) && through_q(1), "{model:?}");
+    }
+}
+
+#[test]
+fn layers_below_the_adapter_have_no_backward_and_keep_nothing() {
+    for model in ALL.map(Model) {
+        let plan = make(&model, &Request { first_trained: 2, ..request(Budget::Unlimited) });
+        for (layer, at) in plan.layers.iter().enumerate() {
+            let programs = &plan.programs[at.programs];
+            assert_eq!(programs.backward.is_some(), layer >= 2, "layer {layer}");
+            assert_eq!(programs.forward.is_some(), layer >= 2, "layer {layer}");
+            assert_eq!(at.kept.is_empty(), layer < 2, "layer {layer}");
+            assert_eq!(at.trained, layer >= 2);
+            assert_eq!(programs.block.params.is_empty(), layer < 2);
+        }
+        assert_eq!(plan.layers[2].input, plan.stream, "the first trained layer reads the stream");
+        let none = make(&model, &Request { backward: false, ..request(Budget::Unlimited) });
+        assert!(none.programs.iter().all(|p| p.backward.is_none() && p.kept.is_empty()));
+        assert_eq!(none.gradient_len, 0);
+    }
+}
+#[test]
+fn zz_debug() {
+    for dropout in [0.1] {
+        let model = Model(Norms::Before);
+        let request = |budget| Request { lora: lora(dropout, &SITES.map(|s| s.module)), ..request(budget) };
+        let least = make(&model, &request(Budget::Least));
+        let most = make(&model, &request(Budget::Unlimited));
+        let again = make(&model, &request(Budget::AtMost(most.peak_bytes)));
+        let again2 = make(&model, &request(Budget::AtMost(most.peak_bytes+10000)));
+        for p in [&least, &most, &again, &again2] {
+            println!("tile {} peak {} flops {} scratch {} kept {:?}", p.mlp_tile, p.peak_bytes, p.flops, 4*p.stream, p.layers.iter().map(|l| l.kept.len()).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! From a data path to the sequences that a run reads.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use smidgen_train::{
+    Base, Dataset, Error, PrepareOptions, PrepareReport, Progress, Result, TokenFile,
+    TokenFileHeader, TokenFileKind, WindowSpec, prepare,
+};
+
+/// How a data file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataOptions {
+    /// How it is cut into sequences.
+    pub window: WindowSpec,
+    /// Whether prompts are left out of the loss. Without it they are, or what the token file was
+    /// prepared with holds.
+    pub mask_prompt: Option<bool>,
+}
+
+/// Data that is ready to be trained on.
+#[derive(Debug)]
+pub struct OpenData {
+    /// The sequences.
+    pub dataset: Dataset,
+    /// What preparing took; none where the data was a token file already.
+    pub prepared: Option<PrepareReport>,
+}
+
+/// Opens `input` for the model `base`. A `.tokens` file is taken as it is, if this model's
+/// tokenizer made it; a `.txt` or `.jsonl` file is made into the token file `out` first. The
+/// tokenizer is freed before this returns.
+///
+/// # Errors
+/// The data can't be read or makes no sequence, the token file was made with another tokenizer or
+/// another mask, or the caller cancelled.
+pub fn open_data(
+    base: &Base,
+    input: &Path,
+    options: &DataOptions,
+    out: &Path,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<OpenData> {
+    let is_tokens = input.extension().is_some_and(|extension| extension == "tokens");
+    let (file, prepared) = if is_tokens {
+        let file = TokenFile::open(input)?;
+        check_token_file(base, input, file.header(), options.mask_prompt)?;
+        (file, None)
+    } else {
+        let mut settings = PrepareOptions::default();
+        settings.mask_prompt = options.mask_prompt.unwrap_or(settings.mask_prompt);
+        let report = prepare(base, input, &settings, out, cancel, progress)?;
+        (TokenFile::open(out)?, Some(report))
+    };
+    Ok(OpenData { dataset: Dataset::open(file, &options.window)?, prepared })
+}
+
+fn check_token_file(
+    base: &Base,
+    path: &Path,
+    header: &TokenFileHeader,
+    mask_prompt: Option<bool>,
+) -> Result<()> {
+    let refuse = |what: &str| {
+        Err(Error::Setting(format!("{}: {what}; prepare the text again", path.display())))
+    };
+    if header.fingerprint != base.tokenizer()?.fingerprint() {
+        return refuse("it was prepared with another tokenizer than this model's");
+    }
+    let samples = header.kind == TokenFileKind::Samples;
+    match mask_prompt {
+        Some(true) if samples && !header.mask_prompt => {
+            refuse("it was prepared with prompts in the loss")
+        }
+        Some(false) if samples && header.mask_prompt => {
+            refuse("it was prepared with prompts left out of the loss")
+        }
+        _ => Ok(()),
+    }
+}
