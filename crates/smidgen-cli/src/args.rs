@@ -38,6 +38,9 @@ pub struct ModelArgs {
     /// The model: a GGUF file of the llama, qwen2 or gemma3 family
     #[arg(short, long, value_name = "FILE")]
     pub model: PathBuf,
+    /// Take the tokenizer from this tokenizer.json, not from the model file
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
 }
 
 /// How data is cut into sequences.

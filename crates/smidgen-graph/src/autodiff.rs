@@ -59,8 +59,7 @@ pub fn differentiate(block: &Block, input_wanted: bool) -> Differentiated {
             walk.shares.entry(value).or_default().push((index, share));
         }
     }
-    let d_input =
-        block.input.filter(|_| input_wanted).and_then(|v| walk.gradient(v, &mut emit));
+    let d_input = block.input.filter(|_| input_wanted).and_then(|v| walk.gradient(v, &mut emit));
     Differentiated {
         backward: emit.steps,
         values: emit.values,

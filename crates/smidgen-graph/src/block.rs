@@ -198,7 +198,7 @@ impl BlockBuilder {
     /// An empty block whose projections get a LoRA branch as `lora` says, and whose MLP works
     /// on `mlp_tile` hidden columns at a time (a multiple of the GEMM's grain).
     pub fn new(name: &str, lora: Option<&LoraSpec>, mlp_tile: usize) -> Self {
-        assert!(mlp_tile > 0 && mlp_tile % crate::GRAIN == 0, "MLP tile of {mlp_tile}");
+        assert!(mlp_tile > 0 && mlp_tile.is_multiple_of(crate::GRAIN), "MLP tile of {mlp_tile}");
         let block = Block {
             name: name.to_owned(),
             values: Vec::new(),

@@ -61,16 +61,17 @@ pub fn lay_out(schedule: Schedule, pins: &Pins, tokens: usize) -> Program {
     let Schedule { mut values, mut steps } = schedule;
     let mut groups = Groups::new(&steps, &values, pins, tokens);
     groups.take_over(&steps);
-    if let Some((result, place)) = pins.result {
-        if groups.place_of(result) != Some(place) && !groups.pin(result, place) {
-            values.push(Value { name: "copy".into(), ..values[result.0 as usize].clone() });
-            let out = ValueId(values.len() as u32 - 1);
-            steps.push(Step::Copy { x: result, out });
-            let mut more = pins.clone();
-            more.result = None;
-            more.pins.push((out, place, false));
-            return lay_out(Schedule { values, steps }, &more, tokens);
-        }
+    if let Some((result, place)) = pins.result
+        && groups.place_of(result) != Some(place)
+        && !groups.pin(result, place)
+    {
+        values.push(Value { name: "copy".into(), ..values[result.0 as usize].clone() });
+        let out = ValueId(values.len() as u32 - 1);
+        steps.push(Step::Copy { x: result, out });
+        let mut more = pins.clone();
+        more.result = None;
+        more.pins.push((out, place, false));
+        return lay_out(Schedule { values, steps }, &more, tokens);
     }
     let (places, scratch_len) = groups.assign();
     Program { steps, values, places, scratch_len }
@@ -198,7 +199,8 @@ impl Groups {
     fn assign(mut self) -> (BTreeMap<ValueId, Placed>, usize) {
         self.groups.retain(|g| !g.members.is_empty());
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
-        order.sort_by_key(|&g| (std::cmp::Reverse(self.groups[g].len), self.groups[g].life().start));
+        order
+            .sort_by_key(|&g| (std::cmp::Reverse(self.groups[g].len), self.groups[g].life().start));
         for &g in &order {
             if self.groups[g].place.is_none() {
                 let at = self.lowest_fit(g);

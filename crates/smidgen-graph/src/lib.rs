@@ -14,6 +14,7 @@ pub mod ops;
 pub mod plan;
 pub mod schedule;
 mod step;
+mod table;
 
 pub use autodiff::{Differentiated, differentiate};
 pub use block::{

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::autodiff::{Differentiated, differentiate};
-use crate::block::{Block, Life, LoraSpec, ValueId};
+use crate::block::{Block, LoraSpec, ValueId};
 use crate::layout::{ALIGN, Pins, Place, Program, lay_out};
 use crate::schedule::{self, Kept};
+use crate::table;
 
 /// A model as the planner and the runtime see it: blocks, and how many.
 pub trait Architecture: fmt::Debug + Send + Sync {
@@ -283,6 +284,11 @@ impl<'a> Planner<'a> {
     /// values leave the scratch region: where that makes it smaller, what it frees is spent too.
     fn spend(&self, least: Plan, room: u64) -> Plan {
         let limit = least.peak_bytes.saturating_add(room);
+        // The region is as large as its fullest layer needs, so it may shrink with the last one.
+        let all = self.build(&self.choose(u64::MAX).0);
+        if all.peak_bytes <= limit {
+            return all;
+        }
         let (mut best, mut room) = (least, room);
         loop {
             let (depth, left) = self.choose(room);
@@ -311,8 +317,7 @@ impl<'a> Planner<'a> {
         offers.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
         let mut depth = vec![0; self.model.layers()];
         for (_, layer, rank, choice) in offers {
-            let bytes: u64 =
-                choice.values.iter().map(|v| self.value_bytes(layer, *v)).sum();
+            let bytes: u64 = choice.values.iter().map(|v| self.value_bytes(layer, *v)).sum();
             if depth[layer] == rank && bytes <= room {
                 depth[layer] += 1;
                 room -= bytes;
@@ -340,7 +345,14 @@ impl<'a> Planner<'a> {
                 programs.len() - 1
             });
             let trained = class.trained && self.request.backward;
-            layers.push(LayerPlan { programs: at, input: 0, output: 0, kept: vec![], trained, params });
+            layers.push(LayerPlan {
+                programs: at,
+                input: 0,
+                output: 0,
+                kept: vec![],
+                trained,
+                params,
+            });
             params += programs[at].block.param_len();
         }
         let embedding = self.embedding_program();
@@ -392,7 +404,7 @@ impl<'a> Planner<'a> {
             peak_bytes: 0,
             flops: 0,
         };
-        plan.rows = rows(&plan, self.request, self.model.hidden());
+        plan.rows = table::rows(&plan, self.request, self.model.hidden());
         plan.peak_bytes = plan.rows.iter().map(|r| r.bytes).sum();
         plan.flops = plan.count_flops(self.model.hidden());
         plan
@@ -403,10 +415,8 @@ impl<'a> Planner<'a> {
         let (graph, choices) = &self.classes[&class];
         let input = graph.input.expect("a layer has an input");
         let output = graph.output.expect("a layer has an output");
-        let infer_pins = Pins {
-            pins: vec![(input, Place::Input, true)],
-            result: Some((output, Place::Input)),
-        };
+        let infer_pins =
+            Pins { pins: vec![(input, Place::Input, true)], result: Some((output, Place::Input)) };
         let infer = lay_out(schedule::forward(graph), &infer_pins, tokens);
         let block = self.block(class);
         if !class.trained || !self.request.backward {
@@ -450,13 +460,12 @@ impl<'a> Planner<'a> {
         let mut pins = Pins { pins: vec![(input, Place::Input, false)], result: None };
         let infer = lay_out(schedule::forward(&graph), &pins, self.request.tokens);
         pins.result = Some((d_input, Place::Scratch(0)));
-        let train =
-            lay_out(schedule::backward(&graph, &Kept::new()), &pins, self.request.tokens);
+        let train = lay_out(schedule::backward(&graph, &Kept::new()), &pins, self.request.tokens);
         (block, train, infer)
     }
 }
 
-fn padded(len: usize) -> usize {
+pub(crate) fn padded(len: usize) -> usize {
     len.next_multiple_of(ALIGN)
 }
 
@@ -496,7 +505,7 @@ fn choices(block: &Differentiated, tokens: usize) -> Vec<Choice> {
 }
 
 /// A value's name without its tile.
-fn stem(name: &str) -> String {
+pub(crate) fn stem(name: &str) -> String {
     name.split('[').next().unwrap_or(name).to_owned()
 }
 
@@ -522,109 +531,4 @@ impl Plan {
         let vocabulary = self.head.0.weights.iter().map(|w| w.rows).max().unwrap_or(0);
         layers + 4 * (self.tokens * hidden * vocabulary) as u64
     }
-}
-
-/// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
-fn rows(plan: &Plan, request: &Request, hidden: usize) -> Vec<Row> {
-    let mut rows = request.fixed.clone();
-    let tokens = plan.tokens;
-    let params = 4 * plan.param_len as u64;
-    rows.push(Row::new(
-        "LoRA weights",
-        format!("{}", plan.param_len),
-        params,
-        "whole run",
-        "A and B of every adapted projection",
-    ));
-    let why = match request.gradients {
-        Gradients::Block => "one block's at a time; each block is updated in the walk",
-        Gradients::Whole => "summed over the step's passes, or clipped as a whole",
-    };
-    let bytes = 4 * plan.gradient_len as u64;
-    rows.push(Row::new("LoRA gradients", format!("{}", plan.gradient_len), bytes, "whole run", why));
-    for state in &request.optimizer_state {
-        let shape = format!("{}", plan.param_len);
-        rows.push(Row::new(state, shape, params, "whole run", "the optimiser's state"));
-    }
-    let trained = plan.layers.iter().filter(|l| l.trained).count();
-    rows.push(Row::new(
-        "block inputs",
-        format!("{} x {tokens} x {hidden}", trained + 1),
-        4 * (trained + 1) as u64 * padded(tokens * hidden) as u64,
-        "forward to backward",
-        "what each block's backward starts from; the last is the head's",
-    ));
-    rows.extend(kept_rows(plan));
-    rows.extend(scratch_rows(plan, request.backward));
-    rows.retain(|r| r.bytes > 0);
-    rows
-}
-
-fn kept_rows(plan: &Plan) -> Vec<Row> {
-    let mut sums: BTreeMap<String, (usize, usize, u64, bool)> = BTreeMap::new();
-    for layer in plan.layers.iter().filter(|l| l.trained) {
-        let programs = &plan.programs[layer.programs];
-        let mut seen = Vec::new();
-        for (v, cols) in &programs.kept {
-            let value = &programs.block.values[v.0 as usize];
-            let name = stem(&value.name);
-            let sum = sums.entry(name.clone()).or_insert((0, 0, 0, false));
-            if !seen.contains(&name) {
-                seen.push(name);
-                sum.0 += 1;
-                sum.1 = 0;
-            }
-            sum.1 += cols;
-            sum.2 += 4 * padded(cols * plan.tokens) as u64;
-            sum.3 = value.life == Life::Saved;
-        }
-    }
-    let row = |(name, (layers, cols, bytes, always)): (String, (usize, usize, u64, bool))| {
-        let why = if always { "small, always kept" } else { "kept: the budget allows it" };
-        let shape = format!("{layers} x {} x {cols}", plan.tokens);
-        Row::new(&name, shape, bytes, "forward to backward", why)
-    };
-    sums.into_iter().map(row).collect()
-}
-
-fn scratch_rows(plan: &Plan, backward: bool) -> Vec<Row> {
-    let mut named: Vec<(&str, &Program)> =
-        vec![("embedding", &plan.embedding.1), ("head, evaluating", &plan.head.2)];
-    named.extend(backward.then_some(("head", &plan.head.1)));
-    for p in &plan.programs {
-        named.extend(p.forward.iter().map(|f| ("forward", f)));
-        named.extend(p.backward.iter().map(|b| ("backward", b)));
-        named.push(("evaluating", &p.infer));
-    }
-    let (phase, program) =
-        named.into_iter().max_by_key(|(_, p)| p.scratch_len).expect("there are programs");
-    let mut spans: BTreeMap<usize, Vec<(ValueId, usize, std::ops::Range<usize>)>> = BTreeMap::new();
-    for (v, placed) in &program.places {
-        if let Place::Scratch(at) = placed.place {
-            spans.entry(at).or_default().push((*v, placed.len, placed.life.clone()));
-        }
-    }
-    let live_at = |step: usize| -> Vec<(usize, ValueId, usize)> {
-        let at_step = |(at, values): (&usize, &Vec<(ValueId, usize, std::ops::Range<usize>)>)| {
-            let live = values.iter().filter(|x| x.2.contains(&step)).max_by_key(|x| x.1);
-            live.map(|(v, len, _)| (*at, *v, *len))
-        };
-        spans.iter().filter_map(at_step).collect()
-    };
-    let size = |step: &usize| -> usize { live_at(*step).iter().map(|x| x.2).sum() };
-    let fullest = (0..program.steps.len()).max_by_key(size).unwrap_or(0);
-    let mut rows = Vec::new();
-    let mut used = 0;
-    for (_, v, len) in live_at(fullest) {
-        let value = &program.values[v.0 as usize];
-        let shape = format!("{} x {}", plan.tokens, value.cols);
-        let life = format!("{phase}, a block");
-        let why = "live at the scratch region's fullest step";
-        rows.push(Row::new(&value.name, shape, 4 * len as u64, &life, why));
-        used += len;
-    }
-    let gaps = program.scratch_len - used;
-    let why = "space between scratch buffers that do not fit side by side";
-    rows.push(Row::new("gaps", format!("{gaps}"), 4 * gaps as u64, phase, why));
-    rows
 }

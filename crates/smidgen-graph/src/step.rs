@@ -102,9 +102,21 @@ pub enum Activation {
 #[allow(missing_docs)] // Operands carry the kernels' own names.
 pub enum Step {
     /// `out = scale * (start + sum of terms)`.
-    Gemm { out: ValueId, start: Start, scale: f32, terms: Vec<Term> },
+    Gemm {
+        out: ValueId,
+        start: Start,
+        scale: f32,
+        terms: Vec<Term>,
+    },
     /// `y = x * inv_rms * weight` over groups of `width` columns; writes `inv_rms` a group.
-    RmsNorm { x: ValueId, weight: WeightId, width: usize, eps: f32, y: ValueId, inv_rms: ValueId },
+    RmsNorm {
+        x: ValueId,
+        weight: WeightId,
+        width: usize,
+        eps: f32,
+        y: ValueId,
+        inv_rms: ValueId,
+    },
     RmsNormBackward {
         dy: ValueId,
         x: ValueId,
@@ -114,10 +126,27 @@ pub enum Step {
         dx: ValueId,
     },
     /// Rotates `x` into `y`; backwards with `inverse`.
-    Rope { x: ValueId, y: ValueId, shape: RopeShape, inverse: bool },
-    Attention { q: ValueId, k: ValueId, v: ValueId, o: ValueId, lse: ValueId, shape: AttentionShape },
+    Rope {
+        x: ValueId,
+        y: ValueId,
+        shape: RopeShape,
+        inverse: bool,
+    },
+    Attention {
+        q: ValueId,
+        k: ValueId,
+        v: ValueId,
+        o: ValueId,
+        lse: ValueId,
+        shape: AttentionShape,
+    },
     /// `delta` = sum of `o * d_o` a head.
-    AttentionDelta { o: ValueId, d_o: ValueId, delta: ValueId, shape: AttentionShape },
+    AttentionDelta {
+        o: ValueId,
+        d_o: ValueId,
+        delta: ValueId,
+        shape: AttentionShape,
+    },
     AttentionBackwardQ {
         q: ValueId,
         k: ValueId,
@@ -140,7 +169,12 @@ pub enum Step {
         shape: AttentionShape,
     },
     /// `a = act(g) * u`.
-    Gate { g: ValueId, u: ValueId, a: ValueId, activation: Activation },
+    Gate {
+        g: ValueId,
+        u: ValueId,
+        a: ValueId,
+        activation: Activation,
+    },
     GateBackward {
         g: ValueId,
         u: ValueId,
@@ -149,9 +183,20 @@ pub enum Step {
         du: ValueId,
         activation: Activation,
     },
-    Add { x: ValueId, y: ValueId, out: ValueId },
-    Scale { x: ValueId, out: ValueId, factor: f32 },
-    Copy { x: ValueId, out: ValueId },
+    Add {
+        x: ValueId,
+        y: ValueId,
+        out: ValueId,
+    },
+    Scale {
+        x: ValueId,
+        out: ValueId,
+        factor: f32,
+    },
+    Copy {
+        x: ValueId,
+        out: ValueId,
+    },
     /// Inverted dropout; `first_col` of `total_cols` places the tile in the whole tensor.
     Dropout {
         x: ValueId,
@@ -162,12 +207,25 @@ pub enum Step {
         probability: f32,
     },
     /// `gradient(param)[.., cols] += leftᵀ right`.
-    ParamGradient { param: ParamId, cols: Range<usize>, left: ValueId, right: ValueId },
+    ParamGradient {
+        param: ParamId,
+        cols: Range<usize>,
+        left: ValueId,
+        right: ValueId,
+    },
     /// Rows of the embedding, one a token.
-    Embedding { weight: WeightId, out: ValueId },
+    Embedding {
+        weight: WeightId,
+        out: ValueId,
+    },
     /// Cross-entropy over the vocabulary in one sweep; `logits` is its workspace. With
     /// `dx`, also the gradient with respect to `x`. `x` is overwritten: it ends here.
-    Head { weight: WeightId, x: ValueId, dx: Option<ValueId>, logits: ValueId },
+    Head {
+        weight: WeightId,
+        x: ValueId,
+        dx: Option<ValueId>,
+        logits: ValueId,
+    },
 }
 
 /// Whether a step reads or writes an operand.

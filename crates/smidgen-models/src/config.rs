@@ -91,7 +91,8 @@ impl Decoder {
     }
 
     fn check(&self, gguf: &Gguf, family: &str, [eps_key, base_key]: [&str; 2]) -> Result<()> {
-        let wrong = |key: String, value: String, expected| Err(Error::Value { key, value, expected });
+        let wrong =
+            |key: String, value: String, expected| Err(Error::Value { key, value, expected });
         let sizes = [
             ("embedding_length", self.hidden),
             ("feed_forward_length", self.ffn),
@@ -101,11 +102,11 @@ impl Decoder {
             let key = format!("{family}.{name}");
             return wrong(key, value.to_string(), "no model has a size below 2 there");
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let key = format!("{family}.attention.head_count_kv");
             return wrong(key, self.kv_heads.to_string(), "it must divide the number of heads");
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             let key = format!("{family}.attention.key_length");
             return wrong(key, self.head_dim.to_string(), "heads have an even number of columns");
         }

@@ -18,7 +18,9 @@ pub enum Error {
         known: &'static str,
     },
     /// A value that makes no sense, alone or beside others.
-    #[error("metadata {key} is {value}, but {expected}; the file is damaged or of an unknown variant")]
+    #[error(
+        "metadata {key} is {value}, but {expected}; the file is damaged or of an unknown variant"
+    )]
     Value {
         /// The key.
         key: String,

@@ -43,10 +43,7 @@ pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
         expected: "local layers have a window",
     })?;
     let pattern_key = "gemma3.attention.sliding_window_pattern";
-    let pattern = match optional_size(gguf, pattern_key) {
-        Ok(pattern) => pattern.unwrap_or(PATTERN),
-        Err(error) => return Err(error),
-    };
+    let pattern = optional_size(gguf, pattern_key)?.unwrap_or(PATTERN);
     let soft_cap = "gemma3.final_logit_softcapping";
     if let Some(value) = gguf.f32(soft_cap).optional()?.filter(|v| *v != 0.0) {
         let expected = "capped logits are not supported";
@@ -72,7 +69,7 @@ impl Architecture for Gemma3 {
     }
 
     fn layer_kind(&self, layer: usize) -> usize {
-        if (layer + 1) % self.pattern == 0 { GLOBAL } else { LOCAL }
+        if (layer + 1).is_multiple_of(self.pattern) { GLOBAL } else { LOCAL }
     }
 
     fn layer_prefix(&self, layer: usize) -> String {

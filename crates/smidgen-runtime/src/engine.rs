@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use smidgen_graph::plan::{Gradients, Plan, Row};
 use smidgen_graph::Architecture;
+use smidgen_graph::plan::{Gradients, Plan, Row};
 use smidgen_kernels::{ATTENTION_SCRATCH, GEMM_SCRATCH, Kernels, MatRef, RopeTable};
 
 use crate::cache::KvCache;
@@ -68,7 +68,8 @@ fn sealed(len: usize) -> Vec<f32> {
 }
 
 /// Numbers of scratch a thread.
-const SCRATCH: usize = if ATTENTION_SCRATCH > GEMM_SCRATCH { ATTENTION_SCRATCH } else { GEMM_SCRATCH };
+const SCRATCH: usize =
+    if ATTENTION_SCRATCH > GEMM_SCRATCH { ATTENTION_SCRATCH } else { GEMM_SCRATCH };
 
 /// The plan's lines for what an engine holds beside the arena.
 pub fn fixed_rows(
@@ -100,6 +101,9 @@ pub fn fixed_rows(
         ),
     ]
 }
+
+/// Called with a block's place among all factors, its factors and their gradients.
+pub type OnBlock<'a> = dyn FnMut(std::ops::Range<usize>, &mut [f32], &mut [f32]) + 'a;
 
 /// Runs the programs of a plan over a model's weights.
 #[derive(Debug)]
@@ -190,7 +194,7 @@ impl Engine {
         pass: &Pass,
         params: &mut [f32],
         cancel: &AtomicBool,
-        on_block: &mut dyn FnMut(std::ops::Range<usize>, &mut [f32], &mut [f32]),
+        on_block: &mut OnBlock<'_>,
     ) -> Result<&[SegmentLoss]> {
         self.check(pass)?;
         self.run_embedding(pass)?;

@@ -186,7 +186,12 @@ impl ModelWeights {
     }
 
     /// Brings some rows of a matrix into memory.
-    pub(crate) fn prefetch_rows(&self, at: BlockAt, id: WeightId, rows: Range<usize>) -> Result<()> {
+    pub(crate) fn prefetch_rows(
+        &self,
+        at: BlockAt,
+        id: WeightId,
+        rows: Range<usize>,
+    ) -> Result<()> {
         Ok(self.gguf.map().prefetch(row_bytes(self.tensor(at, id), rows))?)
     }
 

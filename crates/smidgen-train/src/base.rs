@@ -9,7 +9,7 @@ use smidgen_runtime::ModelWeights;
 use smidgen_text::{GgufTokenizer, Tokenizer};
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A model file with its blocks, checked and bound; its weights stay in the file.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct Base {
     pub(crate) info: Info,
     pub(crate) blocks: Box<dyn Architecture>,
     pub(crate) weights: Arc<ModelWeights>,
+    tokenizer_json: Option<PathBuf>,
 }
 
 impl Base {
@@ -30,7 +31,7 @@ impl Base {
         let gguf = Gguf::open(&path)?;
         let model = smidgen_models::open(&gguf)?;
         let weights = Arc::new(ModelWeights::bind(gguf, model.blocks.as_ref())?);
-        Ok(Self { path, info: model.info, blocks: model.blocks, weights })
+        Ok(Self { path, info: model.info, blocks: model.blocks, weights, tokenizer_json: None })
     }
 
     /// What the model is.
@@ -58,11 +59,51 @@ impl Base {
         self.weights.window_bytes()
     }
 
-    /// The tokenizer in the file's metadata.
+    /// The same model with the tokenizer of a Hugging Face `tokenizer.json` in place of the one in
+    /// the file's metadata, which goes on saying which ids are BOS and EOS. The file is read when
+    /// the tokenizer is asked for.
+    pub fn with_tokenizer_json(self, path: impl AsRef<Path>) -> Self {
+        Self { tokenizer_json: Some(path.as_ref().to_owned()), ..self }
+    }
+
+    /// The model's tokenizer: the one given with [`Base::with_tokenizer_json`], else that of the
+    /// file's metadata.
     ///
     /// # Errors
-    /// A kind that is not known, or metadata that makes no sense.
+    /// A kind that is not known, or metadata or a tokenizer.json that makes no sense.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.tokenizer_json {
+            Some(path) => self.tokenizer_of(path),
+            None => self.own_tokenizer(),
+        }
+    }
+
+    fn tokenizer_of(&self, path: &Path) -> Result<Tokenizer> {
+        /// No tokenizer.json comes near this.
+        const LARGEST: u64 = 256 << 20;
+        let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if size > LARGEST {
+            let what =
+                format!("{}: {size} bytes are too many for a tokenizer.json", path.display());
+            return Err(Error::setting(what));
+        }
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let gguf = self.weights.gguf();
+        let id = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}")).optional();
+        let tokenizer =
+            Tokenizer::from_json(&bytes)?.with_bos_eos(id("bos_token_id")?, id("eos_token_id")?)?;
+        if tokenizer.vocab_size() > self.info.vocabulary {
+            return Err(Error::setting(format!(
+                "{} has {} tokens and the model {}; give the tokenizer.json of this model",
+                path.display(),
+                tokenizer.vocab_size(),
+                self.info.vocabulary
+            )));
+        }
+        Ok(tokenizer)
+    }
+
+    fn own_tokenizer(&self) -> Result<Tokenizer> {
         let gguf = self.weights.gguf();
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let strings = |name: &str| -> Result<Vec<String>> {

@@ -105,7 +105,10 @@ impl<'a> Evaluator<'a> {
     ) -> Result<Self> {
         let settings = Settings { kernels: Kernels::detect(), threads, positions };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
-        fixed.push(process_row());
+        let mut process = process_row();
+        // The adapter is there already and has a line of its own.
+        process.bytes = process.bytes.saturating_sub(4 * adapter.len() as u64);
+        fixed.push(process);
         fixed.extend(more);
         let mut request = Request {
             tokens,

@@ -65,6 +65,7 @@ impl Evaluator<'_> {
             self.next_logits(part, at, &mut cache, &mut logits)?;
             at += part.len();
         }
+        self.engine.meter().look();
         let random = Philox::new(config.seed);
         let mut made = Vec::new();
         while made.len() < config.max_tokens {
@@ -82,6 +83,7 @@ impl Evaluator<'_> {
                 at += 1;
             }
         }
+        self.engine.meter().look();
         Ok(made)
     }
 }

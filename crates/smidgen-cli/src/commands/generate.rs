@@ -36,7 +36,7 @@ struct GenerateReport {
 
 pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     let out = Ui::new(args.out);
-    let base = open_model(&args.model.model)?;
+    let base = open_model(&args.model)?;
     let mut notes = Vec::new();
     let adapter = open_adapter(&base, args.adapter.as_deref(), &mut notes)?;
     notes.iter().for_each(|note| ui::warn(&format!("note: {note}")));

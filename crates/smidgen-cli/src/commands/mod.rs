@@ -11,13 +11,15 @@ use std::path::Path;
 
 use smidgen::{Adapter, Base, DataOptions, OpenData, open_data};
 
+use crate::args::ModelArgs;
 use crate::error::{Failure, Result};
 use crate::progress::Preparing;
 use crate::stop::Stop;
 use crate::ui::{Ui, grouped};
 
-/// Opens the model that `--model` names.
-fn open_model(path: &Path) -> Result<Base> {
+/// Opens the model that `--model` names, with the tokenizer that `--tokenizer` names.
+fn open_model(args: &ModelArgs) -> Result<Base> {
+    let path = args.model.as_path();
     let text = path.display();
     if path.is_dir() {
         return Err(Failure::usage(format!(
@@ -36,7 +38,11 @@ fn open_model(path: &Path) -> Result<Base> {
              model hub, download a GGUF file of that model and give its path"
         )));
     }
-    Ok(Base::open(path)?)
+    let base = Base::open(path)?;
+    Ok(match &args.tokenizer {
+        Some(tokenizer) => base.with_tokenizer_json(tokenizer),
+        None => base,
+    })
 }
 
 /// Opens data, with progress where it takes long.

@@ -13,7 +13,7 @@ use crate::ui::Ui;
 
 pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.out);
-    let base = open_model(&args.model.model)?;
+    let base = open_model(&args.model)?;
     let config = config(args, &base)?;
     say_model(&ui, &base);
     let Some(path) = &args.data else {

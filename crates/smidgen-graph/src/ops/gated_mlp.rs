@@ -74,13 +74,16 @@ impl BlockBuilder {
     fn mlp_tiles(&mut self, name: &str, mlp: &Mlp) -> Vec<Tile> {
         let hidden = mlp.gate.outputs;
         let starts = (0..hidden).step_by(self.mlp_tile);
-        let ranges: Vec<_> =
-            starts.map(|at| at..(at + self.mlp_tile).min(hidden)).collect();
+        let ranges: Vec<_> = starts.map(|at| at..(at + self.mlp_tile).min(hidden)).collect();
         let last = ranges.len().saturating_sub(1);
         let mut tiles = Vec::new();
         for (i, cols) in ranges.into_iter().enumerate() {
             let mut value = |part: &str, life| {
-                self.value(&format!("{name}.{part}[{}..{}]", cols.start, cols.end), cols.len(), life)
+                self.value(
+                    &format!("{name}.{part}[{}..{}]", cols.start, cols.end),
+                    cols.len(),
+                    life,
+                )
             };
             let (g, u) = (value("gate", Life::Tile), value("up", Life::Tile));
             let a = value("act", Life::Tile);
@@ -113,7 +116,13 @@ impl GatedMlp {
     }
 
     /// The gradient of a tile's activation: `dy Wd[.., tile]` and LoRA's share.
-    fn d_activation(&self, tile: &Tile, dy: ValueId, dh: Option<ValueId>, emit: &mut Emit) -> ValueId {
+    fn d_activation(
+        &self,
+        tile: &Tile,
+        dy: ValueId,
+        dh: Option<ValueId>,
+        emit: &mut Emit,
+    ) -> ValueId {
         let p = &self.mlp.down;
         let cols = tile.cols.clone();
         let width = cols.len();
@@ -207,7 +216,12 @@ impl Op for GatedMlp {
         let dh_down = down_p.lora.map(|lora| {
             let h = self.tiles.last().and_then(|t| t.h).expect("down has a branch");
             let cols = 0..down_p.outputs;
-            emit.step(Step::ParamGradient { param: lora.b, cols: cols.clone(), left: h, right: dy });
+            emit.step(Step::ParamGradient {
+                param: lora.b,
+                cols: cols.clone(),
+                left: h,
+                right: dy,
+            });
             chain_h(&lora, vec![down_b(&lora, dy, cols)], None, true, emit)
         });
         let inner = wanted[0] || self.gate.is_some() || self.up.is_some();

@@ -18,8 +18,7 @@ impl BlockBuilder {
     pub fn linear(&mut self, name: &str, x: ValueId, projection: Projection) -> ValueId {
         assert_eq!(self.cols(x), projection.inputs, "inputs of {name}");
         let y = self.value(name, projection.outputs, Life::Plain);
-        let branch =
-            projection.lora.map(|lora| Branch::new(self, name, lora, projection.inputs));
+        let branch = projection.lora.map(|lora| Branch::new(self, name, lora, projection.inputs));
         let outputs = [y].into_iter().chain(branch.map(|b| b.h)).collect();
         self.node(Box::new(Linear { projection, branch }), vec![x], outputs);
         y

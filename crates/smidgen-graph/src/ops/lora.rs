@@ -85,12 +85,7 @@ pub(super) fn down_b(lora: &Lora, dy: ValueId, cols: std::ops::Range<usize>) -> 
 }
 
 /// `h F[.., cols]`: from the rank up to the columns of a factor.
-pub(super) fn up(
-    param: ParamId,
-    h: ValueId,
-    rank: usize,
-    cols: std::ops::Range<usize>,
-) -> Term {
+pub(super) fn up(param: ParamId, h: ValueId, rank: usize, cols: std::ops::Range<usize>) -> Term {
     factor_term(param, h, rank, rank, cols, false)
 }
 

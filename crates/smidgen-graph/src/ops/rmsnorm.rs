@@ -25,7 +25,7 @@ impl BlockBuilder {
         eps: f32,
     ) -> ValueId {
         let cols = self.cols(x);
-        assert!(width > 0 && cols % width == 0, "{cols} columns in groups of {width}");
+        assert!(width > 0 && cols.is_multiple_of(width), "{cols} columns in groups of {width}");
         let weight = self.vector(tensor, width);
         let y = self.value(name, cols, Life::Cheap);
         let inv_rms = self.value(&format!("{name}.inv_rms"), cols / width, Life::Saved);

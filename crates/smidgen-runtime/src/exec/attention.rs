@@ -4,9 +4,7 @@
 use std::ops::Range;
 
 use smidgen_graph::{AttentionShape, Step, ValueId};
-use smidgen_kernels::{
-    AttentionGradient, AttentionTile, KEY_BLOCK, MatMut, MatRef, QUERY_BLOCK,
-};
+use smidgen_kernels::{AttentionGradient, AttentionTile, KEY_BLOCK, MatMut, MatRef, QUERY_BLOCK};
 
 use super::{Frame, bands, pieces};
 use crate::arena::{Reads, carve};
@@ -56,8 +54,7 @@ impl<'a> Operands<'a> {
         let segment = &self.segments[segment].rows;
         let end = self.shape.window.map_or(segment.end, |w| segment.end.min(rows.end + w));
         let (queries, cols) = (rows.start..end, kv * group * d..(kv + 1) * group * d);
-        let key_part =
-            |m: MatRef<'a>| m.rows_range(rows.clone()).cols_range(kv * d..(kv + 1) * d);
+        let key_part = |m: MatRef<'a>| m.rows_range(rows.clone()).cols_range(kv * d..(kv + 1) * d);
         let tile = AttentionTile {
             q: self.q.rows_range(queries.clone()).cols_range(cols.clone()),
             k: key_part(self.k),
@@ -96,11 +93,12 @@ impl Frame<'_> {
         };
         let heads = MatMut::new(o, rows, shape.query_cols()).col_tiles(shape.head_dim);
         let runs = runs.as_slice();
-        let tasks = heads.zip(lse.chunks_exact_mut(rows)).enumerate().flat_map(
-            |(head, ((_, o), lse))| {
-                bands(o, runs).zip(pieces(lse, runs)).map(move |((run, o), lse)| (head, run, o, lse))
-            },
-        );
+        let tasks =
+            heads.zip(lse.chunks_exact_mut(rows)).enumerate().flat_map(|(head, ((_, o), lse))| {
+                bands(o, runs)
+                    .zip(pieces(lse, runs))
+                    .map(move |((run, o), lse)| (head, run, o, lse))
+            });
         let kernels = self.kernels;
         self.pool.run(tasks, |(head, run, o, lse), scratch| {
             let (segment, rows) = &runs[run];

@@ -165,7 +165,8 @@ impl Frame<'_> {
         self.pool.run(bands(MatMut::new(out, rows, cols), &runs), |(run, band), _| {
             let (segment, m) = &runs[run];
             let segment = &segments[*segment];
-            let key = DropoutKey { seed: mask.seed, step: mask.step, sample: segment.sample, tensor };
+            let key =
+                DropoutKey { seed: mask.seed, step: mask.step, sample: segment.sample, tensor };
             let first_row = m.start - segment.rows.start;
             let place = DropoutPlace { first_row, first_col, total_cols };
             kernels.dropout(key, place, probability, x.rows_range(m.clone()), band);

@@ -1,0 +1,117 @@
+//! The plan as a table for people: a line a buffer, whose bytes sum to the peak.
+
+use std::collections::BTreeMap;
+
+use crate::block::{Life, ValueId};
+use crate::layout::{Place, Placed, Program};
+use crate::plan::{Gradients, Plan, Request, Row, padded, stem};
+
+/// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
+pub(crate) fn rows(plan: &Plan, request: &Request, hidden: usize) -> Vec<Row> {
+    let mut rows = request.fixed.clone();
+    let tokens = plan.tokens;
+    let params = 4 * plan.param_len as u64;
+    rows.push(Row::new(
+        "LoRA weights",
+        format!("{}", plan.param_len),
+        params,
+        "whole run",
+        "A and B of every adapted projection",
+    ));
+    let why = match request.gradients {
+        Gradients::Block => "one block's at a time; each block is updated in the walk",
+        Gradients::Whole => "summed over the step's passes, or clipped as a whole",
+    };
+    let bytes = 4 * plan.gradient_len as u64;
+    rows.push(Row::new(
+        "LoRA gradients",
+        format!("{}", plan.gradient_len),
+        bytes,
+        "whole run",
+        why,
+    ));
+    for state in &request.optimizer_state {
+        let shape = format!("{}", plan.param_len);
+        rows.push(Row::new(state, shape, params, "whole run", "the optimiser's state"));
+    }
+    let trained = plan.layers.iter().filter(|l| l.trained).count();
+    rows.push(Row::new(
+        "block inputs",
+        format!("{} x {tokens} x {hidden}", trained + 1),
+        4 * (trained + 1) as u64 * padded(tokens * hidden) as u64,
+        "forward to backward",
+        "what each block's backward starts from; the last is the head's",
+    ));
+    rows.extend(kept_rows(plan));
+    rows.extend(scratch_rows(plan, request.backward));
+    rows.retain(|r| r.bytes > 0);
+    rows
+}
+
+/// Values that live from forward to backward: one line a value that the plan chose to keep, one
+/// for all the small ones that it always keeps.
+fn kept_rows(plan: &Plan) -> Vec<Row> {
+    let mut sums: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    let mut small = (0, 0);
+    for layer in plan.layers.iter().filter(|l| l.trained) {
+        let programs = &plan.programs[layer.programs];
+        for (v, cols) in &programs.kept {
+            let value = &programs.block.values[v.0 as usize];
+            let sum = match value.life {
+                Life::Saved => &mut small,
+                _ => sums.entry(stem(&value.name)).or_default(),
+            };
+            sum.0 += cols;
+            sum.1 += 4 * padded(cols * plan.tokens) as u64;
+        }
+    }
+    let row = |name: &str, (cols, bytes): (usize, u64), why| {
+        Row::new(name, format!("{} x {cols}", plan.tokens), bytes, "forward to backward", why)
+    };
+    let mut rows =
+        vec![row("h, 1/RMS, log-sum-exp", small, "small beside what they save: always kept")];
+    rows.extend(sums.iter().map(|(name, sum)| row(name, *sum, "kept: the budget allows it")));
+    rows
+}
+
+fn scratch_rows(plan: &Plan, backward: bool) -> Vec<Row> {
+    let mut named: Vec<(&str, &Program)> =
+        vec![("embedding", &plan.embedding.1), ("head, evaluating", &plan.head.2)];
+    named.extend(backward.then_some(("head", &plan.head.1)));
+    for p in &plan.programs {
+        named.extend(p.forward.iter().map(|f| ("forward", f)));
+        named.extend(p.backward.iter().map(|b| ("backward", b)));
+        named.push(("evaluating", &p.infer));
+    }
+    let (phase, program) =
+        named.into_iter().max_by_key(|(_, p)| p.scratch_len).expect("there are programs");
+    let mut spans: BTreeMap<usize, Vec<(ValueId, &Placed)>> = BTreeMap::new();
+    for (v, placed) in &program.places {
+        if let Place::Scratch(at) = placed.place {
+            spans.entry(at).or_default().push((*v, placed));
+        }
+    }
+    let live_at = |step: usize| -> Vec<(ValueId, usize)> {
+        let live = |values: &Vec<(ValueId, &Placed)>| {
+            let live = values.iter().filter(|(_, placed)| placed.life.contains(&step));
+            live.map(|(v, placed)| (*v, placed.len)).max_by_key(|(_, len)| *len)
+        };
+        spans.values().filter_map(live).collect()
+    };
+    let size = |step: &usize| -> usize { live_at(*step).iter().map(|x| x.1).sum() };
+    let fullest = (0..program.steps.len()).max_by_key(size).unwrap_or(0);
+    let mut rows = Vec::new();
+    let mut used = 0;
+    for (v, len) in live_at(fullest) {
+        let value = &program.values[v.0 as usize];
+        let shape = format!("{} x {}", plan.tokens, value.cols);
+        let life = format!("{phase}, a block");
+        let why = "live at the scratch region's fullest step";
+        rows.push(Row::new(&value.name, shape, 4 * len as u64, &life, why));
+        used += len;
+    }
+    let gaps = program.scratch_len - used;
+    let why = "space between scratch buffers that do not fit side by side";
+    rows.push(Row::new("gaps", format!("{gaps}"), 4 * gaps as u64, phase, why));
+    rows
+}
