@@ -3,9 +3,10 @@
 //! `cargo bench -p smidgen-kernels --bench openblas -- [FLAGS]`; `--help` lists the flags. A round
 //! measures every number of threads: OpenBLAS and the fused GEMM after each other, taking turns
 //! at going first. A measurement is the median of as many calls as fill some milliseconds, after
-//! one call that wakes the threads; with more than one thread a pause goes before it, since
-//! OpenBLAS's threads spin for some 30 ms after a call and would take a core from the other side.
-//! The ratio is that of a pair, so what slows the whole machine down slows both sides.
+//! one call that wakes the threads (a call that fills them alone is taken as it is) and a pause,
+//! since OpenBLAS's threads spin for some 30 ms after a call and would take a core from the other
+//! side. The ratio is that of a pair, so what slows the whole machine down slows both sides;
+//! scaling is the speed over that with the first number of threads, in the same round.
 //!
 //! OpenBLAS gets the weights as f32, decoded once; the fused GEMM gets the file's blocks, and
 //! decodes them in every call. Run as a test, it compares the results on one small shape.
@@ -26,11 +27,8 @@ use options::{Options, USAGE};
 const INSTALL: &str = "Debian and Ubuntu: apt-get install libopenblas0-pthread \
                        (or libopenblas-dev); elsewhere give --library FILE";
 
-/// How long the calls of a measurement take together, unless one takes longer.
-const MEASURE: Duration = Duration::from_millis(20);
-
-/// Longer than OpenBLAS's threads spin after a call.
-const PAUSE: Duration = Duration::from_millis(40);
+/// A call as long as this needs no other before it.
+const LONG: Duration = Duration::from_millis(100);
 
 /// Largest relative difference between the two results: float32 sums of up to 151,936 products.
 const MAX_ERROR: f64 = 1e-5;
@@ -64,13 +62,16 @@ fn compare(options: &Options, blas: &OpenBlas) -> ExitCode {
     say(format!("load before: {}", load_average()));
     say(format!("GFLOP/s: medians; ratio: OpenBLAS's time / the fused GEMM's\n{HEADER}"));
     let teams = options.threads.iter().map(|threads| Team::new(*threads)).collect();
-    let mut bench = Bench { blas, kernels: options.kernels, teams, rounds: options.pairs };
-    let mut worst = 0.0f64;
+    let (kernels, rounds) = (options.kernels, options.pairs);
+    let effort = if options.is_bench { Effort::BENCH } else { Effort::TEST };
+    let mut bench = Bench { blas, kernels, teams, rounds, effort };
+    let mut errors = Vec::new();
     for shape in &options.shapes {
         for format in &options.formats {
-            worst = worst.max(bench.run_shape(options, *format, *shape));
+            bench.run_shape(options, *format, *shape, &mut errors);
         }
     }
+    let worst = quantile(errors, 1.0);
     say(format!("load after: {}; largest relative difference {worst:.1e}", load_average()));
     if worst < MAX_ERROR { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -130,24 +131,61 @@ struct Bench<'a> {
     kernels: Kernels,
     teams: Vec<Team>,
     rounds: usize,
+    effort: Effort,
+}
+
+/// What a measurement takes.
+#[derive(Clone, Copy)]
+struct Effort {
+    /// Before the first call.
+    pause: Duration,
+    /// Of all timed calls together, at least.
+    time: Duration,
+}
+
+impl Effort {
+    /// The pause is longer than OpenBLAS's threads spin after a call.
+    const BENCH: Self = Self { pause: Duration::from_millis(40), time: Duration::from_millis(20) };
+    const TEST: Self = Self { pause: Duration::ZERO, time: Duration::from_nanos(1) };
+
+    /// Median seconds of a call.
+    fn measure(self, mut call: impl FnMut()) -> f64 {
+        let mut timed = || {
+            let begin = Instant::now();
+            call();
+            begin.elapsed()
+        };
+        std::thread::sleep(self.pause);
+        let first = timed();
+        if first >= LONG {
+            return first.as_secs_f64();
+        }
+        let (mut times, mut sum) = (Vec::new(), Duration::ZERO);
+        while sum < self.time {
+            let time = timed();
+            sum += time;
+            times.push(time.as_secs_f64());
+        }
+        quantile(times, 0.5)
+    }
 }
 
 impl Bench<'_> {
-    /// Measures and prints all rows of the table that share weights. The largest relative
-    /// difference between two results.
+    /// Measures and prints all rows of the table that share weights; adds the relative
+    /// differences between the results to `errors`.
     fn run_shape(
         &mut self,
         options: &Options,
         format: (&'static str, Format),
         shape: (usize, usize),
-    ) -> f64 {
+        errors: &mut Vec<f64>,
+    ) {
         let weights = Weights::new(format.1, shape);
-        let mut worst = 0.0f64;
         for &tokens in &options.tokens {
             for &forward in &options.forward {
                 let case = Case { tokens, forward, name: format.0 };
                 let (samples, error) = self.run(case, &weights);
-                worst = worst.max(error);
+                errors.push(error);
                 for row in &samples {
                     match options.json {
                         true => print_json_row(case, &weights, row, error),
@@ -156,7 +194,6 @@ impl Bench<'_> {
                 }
             }
         }
-        worst
     }
 
     /// The samples of each team, and the relative difference between the two results.
@@ -172,7 +209,7 @@ impl Bench<'_> {
         let quant =
             QuantMatrix::new(weights.format, &weights.blocks, weights.outputs, weights.inputs);
         let operand = Operand { matrix: Matrix::Quant(quant), transposed };
-        let (blas, kernels) = (self.blas, self.kernels);
+        let (blas, kernels, effort) = (self.blas, self.kernels, self.effort);
         let mut samples = Vec::new();
         for team in &self.teams {
             let threads = team.threads();
@@ -180,46 +217,22 @@ impl Bench<'_> {
         }
         for round in 0..self.rounds {
             for (team, samples) in self.teams.iter_mut().zip(&mut samples) {
-                let threads = samples.threads;
-                blas.set_threads(threads);
+                blas.set_threads(samples.threads);
                 for half in [round % 2, (round + 1) % 2] {
                     if half == 0 {
                         let mut c = MatMut::new(&mut wanted, m, n);
-                        let seconds = measure(threads, || blas.sgemm(a, dense, transposed, &mut c));
+                        let seconds = effort.measure(|| blas.sgemm(a, dense, transposed, &mut c));
                         samples.openblas.push(seconds);
                     } else {
                         let mut c = MatMut::new(&mut fused, m, n);
                         let call = || team.gemm(kernels, a, operand, c.reborrow());
-                        samples.fused.push(measure(threads, call));
+                        samples.fused.push(effort.measure(call));
                     }
                 }
             }
         }
         (samples, relative_error(&fused, &wanted))
     }
-}
-
-/// Median seconds of a call.
-fn measure(threads: usize, mut call: impl FnMut()) -> f64 {
-    let mut timed = || {
-        let begin = Instant::now();
-        call();
-        begin.elapsed()
-    };
-    if threads > 1 {
-        std::thread::sleep(PAUSE);
-    }
-    let first = timed();
-    if first > MEASURE {
-        return first.min(timed()).as_secs_f64();
-    }
-    let (mut times, mut sum) = (Vec::new(), Duration::ZERO);
-    while sum < MEASURE {
-        let time = timed();
-        sum += time;
-        times.push(time.as_secs_f64());
-    }
-    quantile(times, 0.5)
 }
 
 /// Euclidean length of the difference over that of `wanted`.
