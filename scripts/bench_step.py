@@ -13,23 +13,19 @@ ends with an error if it does not become so.
 """
 
 import argparse
-import contextlib
-import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+
+from bench_machine import machine, settle, spread
 
 HERE = pathlib.Path(__file__).resolve().parent
 MAX_LOSS_DIFFERENCE = 2e-3  # nats
 PEAKS = ("planned_peak_bytes", "peak_memory_bytes", "peak_rss_bytes")
-QUIET_CORES = 0.2  # what other processes may take before a side starts
-QUIET_TRIES = 60  # seconds
 
 
 def arguments():
@@ -47,29 +43,6 @@ def arguments():
     target = os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")
     parser.add_argument("--smidgen", default=str(pathlib.Path(target) / "release" / "smidgen"))
     return parser.parse_args()
-
-
-def busy_seconds():
-    """Processor time of all processes so far, over all cores; None where the system does not tell."""
-    try:
-        fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    except OSError:
-        return None
-    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def settle(busy_allowed):
-    """Waits until a second passes in which others take little, and returns how many cores they took in it."""
-    for _ in range(QUIET_TRIES):
-        before, begin = busy_seconds(), time.perf_counter()
-        time.sleep(1)
-        if before is None:
-            return None
-        cores = (busy_seconds() - before) / (time.perf_counter() - begin)
-        if busy_allowed or cores <= QUIET_CORES:
-            return cores
-    sys.exit(f"other processes take {cores:.1f} cores; end them, or give --busy and do not publish the ratio")
 
 
 class PyTorch:
@@ -127,7 +100,7 @@ def check_losses(pytorch, smidgen):
 
 
 def measure(options, tokens, out, pytorch):
-    """Seconds of each side: {"pytorch": [pairs], MEMORY: [pairs]...}, peak bytes likewise, cores that others took."""
+    """Seconds of each side, {"pytorch": [pairs], MEMORY: [pairs]...}, its peak bytes, and the cores that others took."""
     first = pytorch.step()
     times, peaks, others = {}, {}, []
 
@@ -152,10 +125,6 @@ def measure(options, tokens, out, pytorch):
     return times, peaks, others
 
 
-def spread(values):
-    return f"{statistics.median(values):7.3f}  [{min(values):.3f} {max(values):.3f}]"
-
-
 def summary(times, peaks):
     print("\nside              s/step   [min max]         ratio   [min max]         peak RSS, MB")
     for name, seconds in times.items():
@@ -163,25 +132,6 @@ def summary(times, peaks):
         ratios = [ours / theirs for ours, theirs in zip(seconds, times["pytorch"], strict=True)]
         peak = peaks[name].get("peak_rss_bytes") or 0
         print(f"{side:16} {spread(seconds)}  {spread(ratios)}  {peak / 1e6:10.0f}")
-
-
-def cpu():
-    """The processor's name; the architecture's where the system does not tell."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
-
-
-def machine():
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": cpu(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "load_average": os.getloadavg(),
-    }
 
 
 def main():

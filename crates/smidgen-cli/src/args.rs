@@ -180,10 +180,10 @@ pub struct LoraArgs {
     #[arg(short = 'r', long, value_name = "R", visible_alias = "lora-r")]
     pub lora_rank: Option<usize>,
     /// The adapter is scaled by alpha / rank [default: 16]
-    #[arg(long, value_name = "ALPHA")]
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
     pub lora_alpha: Option<f64>,
     /// Probability that an input of the adapter is dropped [default: 0]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub lora_dropout: Option<f64>,
     /// Projections: all-linear, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
     /// (GGUF's names too) [default: all-linear]
@@ -202,7 +202,13 @@ pub struct LoraArgs {
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimizerArgs {
     /// The highest learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 1e-4, visible_alias = "lr")]
+    #[arg(
+        long,
+        value_name = "RATE",
+        default_value_t = 1e-4,
+        visible_alias = "lr",
+        allow_negative_numbers = true
+    )]
     pub learning_rate: f64,
     /// How the rate goes on after warm-up
     #[arg(long, value_name = "SHAPE", value_enum, default_value_t = Schedule::Constant)]
@@ -214,10 +220,10 @@ pub struct OptimizerArgs {
     #[arg(long, value_name = "NAME", value_enum, default_value_t = OptimizerName::Adamw)]
     pub optimizer: OptimizerName,
     /// Weight decay [default: 0.01 for adamw, 0 for sgd]
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
     /// Scale gradients down to this norm
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     pub max_grad_norm: Option<f64>,
     /// Decides the start of the adapter, the order of the data and dropout
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -278,10 +284,16 @@ pub struct GenerateArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_tokens: u32,
     /// 0 takes the most likely token, more samples more freely
-    #[arg(long, value_name = "T", default_value_t = 0.0, visible_alias = "temp")]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        visible_alias = "temp",
+        allow_negative_numbers = true
+    )]
     pub temperature: f64,
     /// Sample among the most likely tokens that reach this probability together
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f64,
     /// Decides the samples
     #[arg(long, value_name = "N", default_value_t = 0)]

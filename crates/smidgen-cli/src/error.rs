@@ -14,6 +14,8 @@ pub enum Failure {
     Library(smidgen::Error),
     /// Flags that contradict each other or can't be.
     Usage(String),
+    /// The budget is too small, whatever the data is.
+    Budget(String),
     /// A file of the command line's own.
     File(String),
     /// A signal came; the exit code that belongs to it.
@@ -39,6 +41,7 @@ impl Failure {
                 Kind::Failed | Kind::Cancelled => 1,
             },
             Self::Usage(_) => 2,
+            Self::Budget(_) => 3,
             Self::File(_) => 1,
             Self::Interrupted(code) => *code,
         }
@@ -54,7 +57,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library(error) => error.fmt(f),
-            Self::Usage(what) | Self::File(what) => f.write_str(what),
+            Self::Usage(what) | Self::Budget(what) | Self::File(what) => f.write_str(what),
             Self::Interrupted(_) => f.write_str("interrupted"),
         }
     }

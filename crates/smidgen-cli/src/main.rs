@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod config_file;
+mod created;
 mod error;
 mod progress;
 mod report;

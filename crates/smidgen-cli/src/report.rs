@@ -5,51 +5,44 @@ use std::path::Path;
 use serde::{Serialize, Serializer};
 use smidgen::{Base, Evaluation, Plan, Row, memory};
 
-/// The report of train, eval, plan and demo: a key stands only where it applies.
+/// The report of train, eval, plan and demo. A figure that does not apply, or that the system does
+/// not tell, is null.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     pub model: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter_path: Option<String>,
     /// Of eval: over all targets. Of train: of the last step, before its update.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "nine_digits")]
+    #[serde(serialize_with = "nine_digits")]
     pub loss: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "nine_digits")]
+    #[serde(serialize_with = "nine_digits")]
     pub perplexity: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "nine_digits")]
+    #[serde(serialize_with = "nine_digits")]
     pub accuracy: Option<f64>,
     /// Tokens that went through the model.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
     /// Tokens whose prediction counts.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     /// The median.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_per_step: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
     /// Of train: each step's, before its update.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "all_nine_digits")]
+    #[serde(serialize_with = "all_nine_digits")]
     pub losses: Option<Vec<f64>>,
     /// Of eval: each sequence's.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "all_nine_digits")]
+    #[serde(serialize_with = "all_nine_digits")]
     pub window_losses: Option<Vec<f64>>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub valid: Vec<Valid>,
     pub planned_peak_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
     pub weight_window_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
-    /// What making the token file took; absent where the data was one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The most that making a token file took; null where the data was one.
     pub prepare_peak_bytes: Option<u64>,
+    /// Of plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rows: Vec<PlanRow>,
+    /// Of demo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
     pub notes: Vec<String>,
@@ -146,8 +139,10 @@ fn nine_digits<S: Serializer>(x: &Option<f64>, serializer: S) -> Result<S::Ok, S
 }
 
 fn all_nine_digits<S: Serializer>(x: &Option<Vec<f64>>, serializer: S) -> Result<S::Ok, S::Error> {
-    let digits = x.iter().flatten().map(|&x| rounded(x));
-    serializer.collect_seq(digits)
+    match x {
+        Some(x) => serializer.collect_seq(x.iter().map(|&x| rounded(x))),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[cfg(test)]

@@ -183,7 +183,10 @@ fn exit_codes() {
         "train -m MODEL --data text.txt -o run --iters 1 --epochs 1",
         "train -m MODEL --data text.txt -o run --lora-rank 0",
         "train -m MODEL --data text.txt -o run --batch-size 0",
-        "train -m MODEL --data text.txt -o run --weight-decay=-1",
+        "train -m MODEL --data text.txt -o run --weight-decay -1",
+        "train -m MODEL --data text.txt -o run --batch-size 2000000",
+        "train -m MODEL --data text.txt -o run --num-layers 99",
+        "train -m MODEL --data text.txt -o run --lora-dropout 1",
         "train -m MODEL --data text.txt -o run --learning-rate nan",
         "train -m MODEL --data text.txt -o run --target-modules nose",
         "train -m MODEL --data text.txt -o run --memory 3XB",
@@ -194,9 +197,7 @@ fn exit_codes() {
     ] {
         place.failure(usage, 2);
     }
-    assert!(!place.path("run/adapter_config.json").exists());
-    let budget = place.failure(&format!("{TRAIN} -o run --memory 1MB"), 3);
-    assert!(budget.contains("at least"), "{budget}");
+    assert!(!place.path("run").exists());
     let missing = place.failure("eval -m nothing.gguf --data text.txt", 1);
     assert!(missing.contains("nothing.gguf"), "{missing}");
     place.failure("eval -m MODEL --data nothing.txt", 1);
@@ -316,6 +317,124 @@ fn the_demo_learns() {
     }
 }
 
+/// Bad settings and a budget that no data would fit are refused before the data is looked at.
+#[test]
+fn refusals_come_before_the_data() {
+    let place = Place::new();
+    let train = "train -m MODEL --data nothing.txt -o run";
+    let said = place.failure(&format!("{train} --learning-rate -1"), 2);
+    assert!(said.contains("--learning-rate -1: it is at least 0"), "{said}");
+    place.failure(&format!("{train} --lora-rank 0"), 2);
+    place.failure("plan -m MODEL --data nothing.txt --lora-alpha -3", 2);
+    let said = place.failure(&format!("{train} --memory 1MB"), 3);
+    assert!(said.contains("at least") && said.contains("up to 256 tokens"), "{said}");
+    place.failure("plan -m MODEL --data nothing.txt --memory 1MB", 3);
+    place.failure(train, 1);
+    assert!(!place.path("run").exists());
+}
+
+/// What a run made before it was refused goes, and nothing else does.
+#[test]
+fn a_refused_run_leaves_nothing() {
+    let place = Place::new();
+    let needed = |length: u32| {
+        let plan = format!("plan -m MODEL --memory min --threads 1 --max-seq-length {length}");
+        place.report(&plan)["planned_peak_bytes"].as_u64().unwrap()
+    };
+    let between = (needed(2) + needed(256)) / 2;
+    let train = format!("train -m MODEL --threads 1 --data text.txt --memory {between}");
+    let said = place.failure(&format!("{train} -o new/run"), 3);
+    assert!(said.contains("at least"), "{said}");
+    assert!(!place.path("new").exists());
+    fs::create_dir_all(place.path("old/smidgen")).unwrap();
+    fs::write(place.path("old/smidgen/metrics.jsonl"), "").unwrap();
+    place.failure(&format!("{train} -o old"), 3);
+    let kept: Vec<_> = fs::read_dir(place.path("old/smidgen")).unwrap().collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    fs::write(place.path("broken.jsonl"), "[]").unwrap();
+    let said = place.failure("train -m MODEL --data broken.jsonl -o new/run", 1);
+    assert!(said.contains("broken.jsonl:1") && said.contains("expected an object"), "{said}");
+    assert!(!place.path("new").exists());
+}
+
+#[test]
+fn too_little_data() {
+    let place = Place::new();
+    fs::write(place.path("one.txt"), "a").unwrap();
+    let said = place.failure("eval -m MODEL --data one.txt", 1);
+    assert!(said.contains("one.txt: the text is too short: it has 1 token,"), "{said}");
+    let said = place.failure("eval -m MODEL --data text.txt --chunks 1 --max-seq-length 5000", 1);
+    assert!(said.contains("text.txt: the text is too short"), "{said}");
+    for line in [
+        "eval -m MODEL --data text.txt --max-seq-length 64 --chunks 100",
+        "data text.txt -m MODEL --max-seq-length 64 --chunks 100",
+        "plan -m MODEL --data text.txt --max-seq-length 64 --chunks 100",
+        "train -m MODEL --data samples.jsonl -o run --iters 1 --chunks 100",
+    ] {
+        let output = place.run(line);
+        assert!(stderr(&output).contains("note: --chunks 100: the data has "), "{line}");
+        let notes = place.report(line)["notes"].to_string();
+        assert!(notes.contains("--chunks 100: the data has "), "{line}: {notes}");
+    }
+}
+
+#[test]
+fn every_key_of_the_contract_is_there() {
+    let place = Place::new();
+    let prepared = place.report(&format!("{TRAIN} -o run"));
+    let from_tokens = TRAIN.replace("text.txt", "run/smidgen/train.tokens");
+    let trained = place.report(&format!("{from_tokens} -o more"));
+    let valid = place.report(&format!("{from_tokens} -o more --valid-data text.txt"));
+    let scored = place.report("eval -m MODEL --data run/smidgen/train.tokens --chunks 1");
+    let keys = "loss losses window_losses perplexity accuracy tokens steps seconds_per_step \
+                planned_peak_bytes peak_memory_bytes weight_window_bytes peak_rss_bytes \
+                prepare_peak_bytes adapter_path";
+    for report in [&prepared, &trained, &valid, &scored] {
+        for key in keys.split_whitespace() {
+            assert!(report.get(key).is_some(), "{key}: {report}");
+        }
+    }
+    assert!(trained["accuracy"].is_null() && trained["window_losses"].is_null());
+    assert!(scored["losses"].is_null() && scored["adapter_path"].is_null());
+    assert!(trained["prepare_peak_bytes"].is_null());
+    assert_eq!(valid["prepare_peak_bytes"].is_null(), prepared["prepare_peak_bytes"].is_null());
+}
+
+/// A signal during the evaluation after the last step: the adapter is saved all the same.
+#[cfg(unix)]
+#[test]
+fn a_signal_during_the_last_evaluation() {
+    let place = Place::new();
+    fs::write(place.path("long.txt"), TEXT.repeat(3000)).unwrap();
+    let line = format!("{TRAIN} --threads 1 --valid-data long.txt -o run");
+    let mut command = place.command(&line);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_steps(&place, 6);
+    interrupt(&child, "INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("Trained 6 steps") && said.contains("was cut short"), "{said}");
+    assert!(place.path("run/adapter_model.safetensors").is_file());
+}
+
+/// Waits until the run in the folder `run` has made some steps.
+#[cfg(unix)]
+fn wait_for_steps(place: &Place, steps: usize) {
+    let metrics = place.path("run/smidgen/metrics.jsonl");
+    let begin = Instant::now();
+    while fs::read_to_string(&metrics).map_or(0, |t| t.lines().count()) < steps {
+        assert!(begin.elapsed() < Duration::from_secs(60), "too few steps were made");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child, signal: &str) {
+    let sent = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
 /// The first signal ends the run and saves; here on both kinds.
 #[cfg(unix)]
 #[test]
@@ -326,15 +445,8 @@ fn signals_save() {
             "train -m MODEL --data text.txt --max-seq-length 32 --iters 1000000 -o run --json";
         let mut command = place.command(line);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let metrics = place.path("run/smidgen/metrics.jsonl");
-        let begin = Instant::now();
-        while fs::read_to_string(&metrics).map_or(0, |t| t.lines().count()) < 3 {
-            assert!(begin.elapsed() < Duration::from_secs(60), "no step was made");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let id = child.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &id]).status().unwrap();
-        assert!(sent.success());
+        wait_for_steps(&place, 3);
+        interrupt(&child, signal);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -2,14 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use crate::block::{Life, ValueId};
+use crate::block::{Life, Value, ValueId};
 use crate::layout::{Place, Placed, Program};
 use crate::plan::{Gradients, Plan, Request, Row, padded, stem};
+use crate::step::{Step, Term};
 
 /// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
 pub(crate) fn rows(plan: &Plan, request: &Request, hidden: usize) -> Vec<Row> {
     let mut rows = request.fixed.clone();
     let tokens = plan.tokens;
+    let programs = program_bytes(plan);
+    rows.push(Row::new(
+        "programs",
+        "bytes".into(),
+        programs as u64,
+        "whole run",
+        "the plan's own lists: steps, values, places",
+    ));
     let params = 4 * plan.param_len as u64;
     rows.push(Row::new(
         "LoRA weights",
@@ -46,6 +55,34 @@ pub(crate) fn rows(plan: &Plan, request: &Request, hidden: usize) -> Vec<Row> {
     rows.extend(scratch_rows(plan, request.backward));
     rows.retain(|r| r.bytes > 0);
     rows
+}
+
+/// What the plan's own lists take: steps, values and their names, places.
+fn program_bytes(plan: &Plan) -> usize {
+    /// A heap block's header, and its rounding up.
+    const BLOCK: usize = 24;
+    /// A node of a block's graph with its op and its lists.
+    const NODE: usize = 320;
+    let names = |values: &[Value]| -> usize {
+        values.iter().map(|v| size_of::<Value>() + v.name.len() + BLOCK).sum()
+    };
+    let program = |p: &Program| {
+        let terms = p.steps.iter().map(|step| match step {
+            Step::Gemm { terms, .. } => terms.len() * size_of::<Term>() + BLOCK,
+            _ => 0,
+        });
+        let steps = p.steps.capacity() * size_of::<Step>() + terms.sum::<usize>();
+        // A B-tree's nodes are between half full and full.
+        let places = p.places.len() * 3 / 2 * (size_of::<ValueId>() + size_of::<Placed>());
+        steps + names(&p.values) + places
+    };
+    let layers = plan.programs.iter().map(|p| {
+        let programs = [p.forward.as_ref(), p.backward.as_ref(), Some(&p.infer)];
+        let steps: usize = programs.into_iter().flatten().map(program).sum();
+        steps + names(&p.block.values) + p.block.nodes.len() * NODE
+    });
+    let ends = [&plan.embedding.1, &plan.head.1, &plan.head.2].map(program);
+    layers.sum::<usize>() + ends.iter().sum::<usize>()
 }
 
 /// Values that live from forward to backward: one line a value that the plan chose to keep, one

@@ -1,5 +1,8 @@
 //! Keys and values of earlier positions, for generating one token at a time.
 
+use crate::engine::sealed;
+use crate::error::Result;
+
 /// Keys and values of every layer for one sequence.
 #[derive(Debug)]
 pub struct KvCache {
@@ -10,9 +13,13 @@ pub struct KvCache {
 
 impl KvCache {
     /// Room for `positions` positions of `layers` layers with `cols` numbers a key.
-    pub fn new(layers: usize, cols: usize, positions: usize) -> Self {
-        let one = || vec![0.0; cols * positions];
-        Self { layers: (0..layers).map(|_| (one(), one())).collect(), cols, positions }
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] if the system does not give that much.
+    pub fn new(layers: usize, cols: usize, positions: usize) -> Result<Self> {
+        let one = || sealed(cols * positions);
+        let layers = (0..layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
+        Ok(Self { layers, cols, positions })
     }
 
     /// Bytes that such a cache takes.

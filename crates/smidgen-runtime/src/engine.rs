@@ -60,11 +60,15 @@ macro_rules! frame {
 }
 
 /// Zeros whose pages are all there, so that no later step makes the process grow.
-fn sealed(len: usize) -> Vec<f32> {
-    let mut numbers = Vec::with_capacity(len);
+///
+/// # Errors
+/// [`Error::Memory`] if the system does not give them.
+pub fn sealed(len: usize) -> Result<Vec<f32>> {
+    let mut numbers = Vec::new();
+    numbers.try_reserve_exact(len).map_err(|_| Error::Memory { bytes: len.saturating_mul(4) })?;
     numbers.resize(len, f32::MIN_POSITIVE);
     numbers.fill(0.0);
-    numbers
+    Ok(numbers)
 }
 
 /// Numbers of scratch a thread.
@@ -115,6 +119,8 @@ pub struct Engine {
     arena: Vec<f32>,
     gradients: Vec<f32>,
     ropes: Vec<RopeTable>,
+    /// Positions that the tables of angles have.
+    positions: usize,
     head: HeadState,
     meter: Meter,
 }
@@ -123,7 +129,8 @@ impl Engine {
     /// Makes the arena and all else that the plan lists; nothing large is allocated after.
     ///
     /// # Errors
-    /// [`Error::Threads`] if the threads can't be started.
+    /// [`Error::Memory`] if the system does not give that much, [`Error::Threads`] if the threads
+    /// can't be started.
     pub fn new(
         model: &dyn Architecture,
         weights: Arc<ModelWeights>,
@@ -135,9 +142,10 @@ impl Engine {
         Ok(Self {
             kernels: settings.kernels,
             pool: Pool::new(settings.threads, SCRATCH)?,
-            arena: sealed(plan.arena_len),
-            gradients: sealed(plan.gradient_len),
+            arena: sealed(plan.arena_len)?,
+            gradients: sealed(plan.gradient_len)?,
             ropes,
+            positions: settings.positions,
             head: HeadState::new(plan.tokens, model.hidden()),
             weights,
             plan,
@@ -260,8 +268,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a pass fits the plan and the tables of angles.
     fn check(&self, pass: &Pass) -> Result<()> {
         let (rows, planned) = (pass.rows(), self.plan.tokens);
+        if rows == 0 {
+            return Err(Error::Empty);
+        }
+        if rows > planned {
+            return Err(Error::Length { rows, planned });
+        }
+        let ends = pass.segments.iter().map(|s| s.first_position + s.rows.len());
+        let (rows, planned) = (ends.max().unwrap_or(0), self.positions);
         if rows > planned { Err(Error::Length { rows, planned }) } else { Ok(()) }
     }
 

@@ -46,6 +46,9 @@ pub enum Error {
         /// Number of tokens.
         vocabulary: usize,
     },
+    /// A pass without a token.
+    #[error("there is no token to run")]
+    Empty,
     /// A pass longer than the plan.
     #[error("a pass of {rows} tokens does not fit a plan for {planned}")]
     Length {
@@ -68,6 +71,12 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("stopped before the step was done; nothing of it was applied")]
     Cancelled,
+    /// The system has not that much memory.
+    #[error("the system gives no {bytes} bytes of memory; name a smaller budget with --memory")]
+    Memory {
+        /// How many bytes were asked for.
+        bytes: usize,
+    },
     /// The threads can't be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

@@ -16,7 +16,7 @@ mod pool;
 mod weights;
 
 pub use cache::KvCache;
-pub use engine::{Engine, OnBlock, Settings, fixed_rows};
+pub use engine::{Engine, OnBlock, Settings, fixed_rows, sealed};
 pub use error::{Error, Result};
 pub use pass::{Dropout, Pass, Segment, SegmentLoss};
 pub use pool::Pool;

@@ -110,10 +110,7 @@ impl Dataset {
         if dataset.len == 0 {
             let header = dataset.file.header();
             return refuse(match header.kind {
-                TokenFileKind::Text => format!(
-                    "its {} tokens do not fill one window of {}",
-                    header.tokens, spec.max_seq_length
-                ),
+                TokenFileKind::Text => too_short(header.tokens, spec),
                 TokenFileKind::Samples => format!(
                     "none of its {} samples has a target within {} tokens",
                     header.samples, spec.max_seq_length
@@ -271,5 +268,20 @@ impl Dataset {
             sample += 1;
         })?;
         Ok(lengths)
+    }
+}
+
+/// What to say of a text of `tokens` tokens that makes no window.
+fn too_short(tokens: u64, spec: &WindowSpec) -> String {
+    let has = format!(
+        "the text is too short: it has {tokens} token{}",
+        if tokens == 1 { "" } else { "s" }
+    );
+    match spec.chunks {
+        Some(_) => format!(
+            "{has}, and a number of windows is read of whole ones of {}",
+            spec.max_seq_length
+        ),
+        None => format!("{has}, and the shortest window 2"),
     }
 }

@@ -67,9 +67,27 @@ pub enum TextError {
 pub type Result<T> = std::result::Result<T, TextError>;
 
 impl TextError {
+    /// The same problem told of `path`, where it is one of a file's form or content: for a file
+    /// that was made from the one at `path`.
+    pub fn of(self, path: &Path) -> Self {
+        match self {
+            Self::BadData { what, .. } => Self::BadData { path: path.to_owned(), what },
+            other => other,
+        }
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
+    }
+
+    /// Nothing but a regular file has a size and can be read twice; opening a pipe would wait for
+    /// its other end.
+    pub(crate) fn require_regular(path: &Path) -> Result<()> {
+        match path.metadata().map_err(Self::io(path))?.is_file() {
+            true => Ok(()),
+            false => Err(Self::data(path, "not a regular file; pipes and devices are not read")),
+        }
     }
 
     pub(crate) fn data(path: &Path, what: impl Into<String>) -> Self {

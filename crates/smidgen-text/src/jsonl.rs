@@ -8,7 +8,7 @@ use crate::tokenizer::Tokenizer;
 
 /// What a line may be, for error messages.
 pub(crate) const EXPECTED: &str =
-    r#"{"text": "…"} or {"prompt": "…", "completion": "…"}, one object a line"#;
+    r#"an object on each line, {"text": "…"} or {"prompt": "…", "completion": "…"}"#;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +37,10 @@ pub(crate) fn sample(
 ) -> std::result::Result<Sequence, LineError> {
     if line.trim().is_empty() {
         return Err(LineError::Form("the line is empty".into()));
+    }
+    // A struct may also be read from an array of its fields.
+    if !line.trim_start().starts_with('{') {
+        return Err(LineError::Form("this is no object".into()));
     }
     let line: Line =
         serde_json::from_str(line).map_err(|error| LineError::Form(error.to_string()))?;

@@ -56,7 +56,7 @@ pub struct Progress {
 /// work stops and leaves nothing behind.
 ///
 /// # Errors
-/// A file can't be read or written, a line is broken or has no target (named by its number), the
+/// The input is no regular file, a file can't be read or written, a line is broken or has no target (named by its number), the
 /// text is no UTF-8, a line or an uncuttable stretch is longer than [`MAX_PIECE_BYTES`], the input
 /// is empty, or the caller cancelled.
 pub fn prepare(
@@ -72,6 +72,7 @@ pub fn prepare(
         Some("jsonl") => TokenFileKind::Samples,
         _ => return Err(TextError::data(input, "expected a .txt or .jsonl file")),
     };
+    TextError::require_regular(input)?;
     let file = File::open(input).map_err(TextError::io(input))?;
     let bytes_total = file.metadata().map_err(TextError::io(input))?.len();
     let mut job = Job {

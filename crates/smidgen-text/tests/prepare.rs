@@ -100,7 +100,9 @@ fn broken_lines_are_named() {
     for (line, what) in [
         ("", "empty"),
         ("{", "EOF"),
-        ("[1]", "expected"),
+        ("[]", "this is no object; expected an object"),
+        (r#"["a", null, null]"#, "this is no object"),
+        ("hello", "this is no object"),
         (r#"{"text": 3}"#, "invalid type"),
         (r#"{"text": "a", "extra": 1}"#, "unknown field `extra`"),
         (r#"{"question": "a", "answer": "b"}"#, "unknown field `question`"),
@@ -171,4 +173,21 @@ fn progress_and_cancelling() {
     let result = prepare(&input, &tokenizer, &options, &out, &mut progress, &cancel);
     assert!(matches!(result, Err(TextError::Cancelled)));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// Opening a pipe without a writer would wait for ever.
+#[test]
+fn only_regular_files_are_read() {
+    let tokenizer = common::tokenizer(common::SMOLLM2);
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["pipe.txt", "pipe.jsonl", "pipe.tokens"] {
+        let pipe = folder.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let error = match name.ends_with(".tokens") {
+            true => TokenFile::open(&pipe).map(|_| ()),
+            false => run(&pipe, &tokenizer, PrepareOptions::default()).map(|_| ()),
+        };
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("not a regular file"), "{error}");
+    }
 }

@@ -153,7 +153,7 @@ impl Adapter {
         if !(alpha > 0.0 && alpha.is_finite()) {
             return Err(Error::setting(format!("--lora-alpha {alpha}: it must be above 0")));
         }
-        if !(0.0..1.0).contains(&dropout) {
+        if !(dropout >= 0.0 && (dropout as f32) < 1.0) {
             return Err(Error::setting(format!("--lora-dropout {dropout}: it lies in [0, 1)")));
         }
         let layers = base.info.layers;
@@ -164,6 +164,9 @@ impl Adapter {
             )));
         }
         let root = if use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        if !((alpha / root) as f32).is_finite() {
+            return Err(Error::setting(format!("--lora-alpha {alpha}: it is too large")));
+        }
         let spec = LoraSpec {
             rank,
             scale: (alpha / root) as f32,
@@ -209,7 +212,8 @@ impl Adapter {
             targets,
             num_layers: Some(base.info.layers - first),
         };
-        let mut adapter = Self::shaped(base, &config, settings.use_rslora)?;
+        let mut adapter = Self::shaped(base, &config, settings.use_rslora)
+            .map_err(|e| wrong(format!("its settings can't be: {e}")))?;
         for i in 0..adapter.slots.len() {
             adapter.read_slot(base, &file, i).map_err(wrong)?;
         }
@@ -250,11 +254,22 @@ impl Adapter {
         .map_err(|e| e.to_string())
     }
 
-    /// Writes a PEFT folder, whole or not at all.
+    /// Writes a PEFT folder. Each file is replaced whole or not at all, the settings last.
     ///
     /// # Errors
-    /// A file can't be written.
+    /// A number is infinite or no number: nothing is written then. A file can't be written.
     pub fn save(&self, base: &Base, folder: &Path) -> Result<()> {
+        if let Some(slot) =
+            self.slots.iter().find(|s| self.values[s.range.clone()].iter().any(|x| !x.is_finite()))
+        {
+            let what = format!(
+                "{} {:?} holds numbers that are not finite, so the adapter is not saved and an \
+                 earlier one is left as it was; lower the learning rate",
+                slot.path(),
+                slot.factor
+            );
+            return Err(Error::Adapter { path: folder.to_owned(), what });
+        }
         let names: Vec<String> = self
             .spec
             .modules
@@ -383,6 +398,13 @@ fn covered(base: &Base, file: &PeftAdapter) -> std::result::Result<(usize, Targe
         layers.entry(layer).or_default().insert(module);
     }
     let (&first, modules) = layers.first_key_value().ok_or("it has no LoRA weights")?;
+    let last = layers.last_key_value().map_or(first, |(last, _)| *last);
+    if last + 1 != base.info.layers {
+        return Err(format!(
+            "its last layer is {last} and the model has {} layers; it belongs to another model",
+            base.info.layers
+        ));
+    }
     if layers.len() != base.info.layers - first || layers.values().any(|m| m != modules) {
         return Err("it must cover the same projections in every layer from its lowest one \
                     to the last"

@@ -13,7 +13,7 @@ use smidgen_text::{Dataset, Sequence};
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
-use crate::session::{count_programs, process_row};
+use crate::session::process_row;
 use crate::step::fill;
 
 /// What a dataset scores.
@@ -110,7 +110,7 @@ impl<'a> Evaluator<'a> {
         process.bytes = process.bytes.saturating_sub(4 * adapter.len() as u64);
         fixed.push(process);
         fixed.extend(more);
-        let mut request = Request {
+        let request = Request {
             tokens,
             lora: adapter.spec.clone(),
             first_trained: adapter.first_layer,
@@ -120,8 +120,8 @@ impl<'a> Evaluator<'a> {
             budget,
             fixed,
         };
-        count_programs(base, &mut request)?;
         let plan = Arc::new(plan(base.blocks.as_ref(), &request)?);
+        smidgen_weights::release_free_heap();
         let engine = Engine::new(base.blocks.as_ref(), Arc::clone(&base.weights), plan, &settings)?;
         Ok(Self { base, engine, adapter, pass: Pass::default(), cached_positions: 0 })
     }

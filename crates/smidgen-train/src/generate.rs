@@ -57,7 +57,7 @@ impl Evaluator<'_> {
                 self.cached_positions
             )));
         }
-        let mut cache = KvCache::new(info.layers, info.key_cols, positions);
+        let mut cache = KvCache::new(info.layers, info.key_cols, positions)?;
         let mut logits = Vec::with_capacity(info.vocabulary);
         let step = self.engine.plan().tokens;
         let mut at = 0;

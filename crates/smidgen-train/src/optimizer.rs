@@ -3,6 +3,9 @@
 use std::ops::Range;
 
 use smidgen_kernels::{AdamW, Kernels};
+use smidgen_runtime::sealed;
+
+use crate::error::Result;
 
 /// Which optimiser, and its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,15 +60,13 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// An optimiser for `len` numbers, before its first step.
-    pub fn new(config: OptimizerConfig, len: usize) -> Self {
+    ///
+    /// # Errors
+    /// The system does not give the memory for its state.
+    pub fn new(config: OptimizerConfig, len: usize) -> Result<Self> {
         let len = if config.state().is_empty() { 0 } else { len };
-        // Touched once, so that the pages are there before the first step.
-        let zeros = || {
-            let mut numbers = vec![1.0; len];
-            numbers.fill(0.0);
-            numbers
-        };
-        Self { config, mean: zeros(), mean_square: zeros() }
+        let (mean, mean_square) = (sealed(len)?, sealed(len)?);
+        Ok(Self { config, mean, mean_square })
     }
 
     /// Updates the numbers of `range`, given as `params`, by their gradients. `step` counts from

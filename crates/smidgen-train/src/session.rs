@@ -213,7 +213,7 @@ impl Planned {
     /// Threads can't be started.
     pub fn start(self) -> Result<Session> {
         let plan = Arc::new(self.plan);
-        let optimizer = Optimizer::new(self.config.optimizer, self.adapter.len());
+        let optimizer = Optimizer::new(self.config.optimizer, self.adapter.len())?;
         let order = match self.config.shuffle {
             true => Order::Shuffled { seed: self.config.seed },
             false => Order::File,
@@ -465,11 +465,16 @@ impl Session {
         let per_epoch = self.data.len().div_ceil(size) as u64;
         let (epoch, at) = (self.done / per_epoch, (self.done % per_epoch) as usize);
         if at == 0 || self.epoch.is_empty() {
+            // The old order goes before the new one comes.
+            self.epoch = Vec::new();
             self.epoch = self.order.epoch(self.data.len() as u32, epoch);
         }
         let chosen = &self.epoch[at * size..((at + 1) * size).min(self.epoch.len())];
         self.sequences.resize_with(chosen.len(), Sequence::default);
+        let longest = self.data.max_len();
         for (&index, sequence) in chosen.iter().zip(&mut self.sequences) {
+            sequence.ids.reserve_exact(longest.saturating_sub(sequence.ids.len()));
+            sequence.targets.reserve_exact(longest.saturating_sub(sequence.targets.len()));
             self.data.read(index as usize, sequence)?;
         }
         Ok(())
@@ -516,17 +521,17 @@ fn plan_run(
     fixed.push(Row::new(
         "sequences",
         format!("{held} x {} tokens", data.longest),
-        (held * data.longest * 5 + tokens * 12 + data.sequences * 4) as u64,
+        (held * (data.longest * 5 + SEQUENCE) + tokens * 34 + data.sequences * 4) as u64,
         "whole run",
         "ids, masks and the order of an epoch",
     ));
-    let saving = 2 * adapter.largest_b();
+    let (turned, factors) = (2 * adapter.largest_b(), adapter.factors().count());
     fixed.push(Row::new(
-        "row order",
-        format!("2 x {}", saving / 2),
-        4 * saving as u64,
         "saving",
-        "B of one projection, turned and put into the checkpoint's order",
+        format!("{turned} and {factors} names"),
+        (4 * turned + factors * FACTOR) as u64,
+        "saving",
+        "one B in the checkpoint's order of rows; the adapter's list of tensors",
     ));
     fixed.push(process);
     // One pass a step without clipping: each block can be updated as soon as it is done.
@@ -534,7 +539,7 @@ fn plan_run(
         (1, None) => Gradients::Block,
         _ => Gradients::Whole,
     };
-    let mut request = Request {
+    let request = Request {
         tokens,
         lora: adapter.spec.clone(),
         first_trained: adapter.first_layer,
@@ -544,22 +549,10 @@ fn plan_run(
         budget: config.memory.resolve(),
         fixed,
     };
-    count_programs(base, &mut request)?;
-    Ok((plan(base.blocks.as_ref(), &request)?, settings))
-}
-
-/// Adds what the programs themselves take to the last of the fixed lines, that of the process: a
-/// first plan is made to see how much memory it needs.
-pub(crate) fn count_programs(base: &Base, request: &mut Request) -> Result<()> {
-    let counted = || memory::usage().map_or(0, |u| u.counted);
-    let before = counted();
-    let trial = plan(base.blocks.as_ref(), request)?;
-    let grown = counted().saturating_sub(before);
-    drop(trial);
-    if let Some(process) = request.fixed.last_mut() {
-        process.bytes += grown;
-    }
-    Ok(())
+    let plan = plan(base.blocks.as_ref(), &request)?;
+    // Plans that were tried and dropped.
+    smidgen_weights::release_free_heap();
+    Ok((plan, settings))
 }
 
 fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
@@ -574,6 +567,14 @@ fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a sequence that is held beside its ids and its mask: two vectors and their blocks'
+/// headers.
+const SEQUENCE: usize = size_of::<Sequence>() + 48;
+
+/// Bytes of a LoRA factor in the lists that an adapter and its file's header are kept and written
+/// from.
+const FACTOR: usize = 512;
+
 /// What threads' stacks, small buffers and the allocator's slack add once a run has started.
 const GROWTH: u64 = 150_000;
 
@@ -583,6 +584,8 @@ pub(crate) fn process_row() -> Row {
     const UNKNOWN: u64 = 6_000_000;
     smidgen_weights::release_free_heap();
     let now = memory::usage().map_or(UNKNOWN, |u| u.counted);
-    let why = "code's data, heap, stacks: measured before the run, and a little for its start";
+    let why = "data, heap, stacks before the run, and a little for its start";
+    // In steps, so that the same run has the same plan another time.
+    let now = now.next_multiple_of(64 * 1024);
     Row::new("process", "bytes".into(), now + GROWTH, "whole run", why)
 }

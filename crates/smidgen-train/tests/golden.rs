@@ -205,7 +205,7 @@ fn losses(
     let mut run = golden.model.run(&adapter, tokens);
     (run.kernels, run.threads) = (kernels, threads);
     let mut engine = golden.model.engine(&run);
-    let mut optimizer = Optimizer::new(config, adapter.len());
+    let mut optimizer = Optimizer::new(config, adapter.len()).expect("memory");
     let (batches, mut pass) = (golden.batches(), Pass::default());
     let one = |s: usize| {
         let settings = StepSettings { number: s as u64 + 1, rate, clip: None, seed: 0 };

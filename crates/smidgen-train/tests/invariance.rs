@@ -42,7 +42,8 @@ fn train(
 ) -> (Vec<u64>, Vec<u32>) {
     let mut adapter = adapter.clone();
     let mut engine = model.engine(run);
-    let mut optimizer = Optimizer::new(OptimizerConfig::adamw(0.01), adapter.len());
+    let mut optimizer =
+        Optimizer::new(OptimizerConfig::adamw(0.01), adapter.len()).expect("memory");
     let mut pass = Pass::default();
     let mut losses = Vec::new();
     for number in 1..=3 {
@@ -164,7 +165,8 @@ fn clipping_scales_all_gradients_to_the_norm() {
         let start = adapter.values().to_vec();
         let (_, gradients) = gradient(&mut engine, &start, &batch, None);
         let limit = norm(&gradients) / 3.0;
-        let mut optimizer = Optimizer::new(OptimizerConfig::Sgd { weight_decay: 0.0 }, 0);
+        let mut optimizer =
+            Optimizer::new(OptimizerConfig::Sgd { weight_decay: 0.0 }, 0).expect("memory");
         let settings = StepSettings { number: 1, rate: 1.0, clip: Some(limit), seed: 0 };
         let (mut pass, never) = (Pass::default(), AtomicBool::new(false));
         step(&mut engine, &mut adapter, &mut optimizer, &batch, &settings, &mut pass, &never)

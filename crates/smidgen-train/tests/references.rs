@@ -251,7 +251,7 @@ fn all_models_qwen_curve() {
             optimizer: OptimizerConfig::adamw(0.0),
             learning_rate: 1e-4,
             shuffle: false,
-            memory: MemoryBudget::Bytes(150_000_000),
+            memory: MemoryBudget::Min,
             threads,
             ..TrainConfig::default()
         };
@@ -268,9 +268,6 @@ fn all_models_qwen_curve() {
             Ok(Flow::Continue)
         });
         assert_eq!(outcome.expect("a run"), Outcome::Finished);
-        let (peak, planned) = (session.peak_bytes(), session.plan().peak_bytes);
-        println!("peak {peak}, planned {planned}");
-        assert!(peak <= planned && planned as f64 <= 1.05 * peak as f64 && planned <= 150_000_000);
         curves.push(losses);
     }
     let expected = reference["losses"].as_array().expect("losses");

@@ -53,7 +53,12 @@ pub fn open_data(
         let report = prepare(base, input, &settings, out, cancel, progress)?;
         (TokenFile::open(out)?, Some(report))
     };
-    Ok(OpenData { dataset: Dataset::open(file, &options.window)?, prepared })
+    let dataset = Dataset::open(file, &options.window).map_err(|error| match prepared {
+        // The token file's name would tell the caller nothing.
+        Some(_) => error.of(input),
+        None => error,
+    })?;
+    Ok(OpenData { dataset, prepared })
 }
 
 fn check_token_file(

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use smidgen::{DataFiles, Dataset, Sequence, Tokenizer};
 
-use super::{open, open_model, temporary_folder};
+use super::{chunks_note, open, open_model, temporary_folder};
 use crate::args::DataArgs;
 use crate::error::{Failure, Result};
 use crate::report::path_text;
@@ -29,6 +29,7 @@ struct DataReport {
     prepare_peak_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_path: Option<String>,
+    notes: Vec<String>,
 }
 
 pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
@@ -55,7 +56,8 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     }
     let scratch = temporary_folder()?;
     let out = args.out.clone().unwrap_or_else(|| scratch.path().join("data.tokens"));
-    let opened = open(&base, &input, &args.window.options(), &out, stop)?;
+    let options = args.window.options();
+    let opened = open(&base, &input, &options, &out, stop)?;
     let data = opened.dataset;
     let summary = data.summary().map_err(smidgen::Error::from)?;
     let header = data.file().header();
@@ -75,6 +77,7 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
         first_ids: summary.first_ids,
         prepare_peak_bytes: opened.prepared.map(|p| p.peak_bytes),
         tokens_path: args.out.as_deref().map(path_text),
+        notes: chunks_note(&options, &data).into_iter().collect(),
     };
     tell(&ui, &report);
     show(&ui, &data, &base.tokenizer()?, args.show)?;

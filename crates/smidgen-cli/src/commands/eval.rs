@@ -6,7 +6,7 @@ use std::time::Instant;
 use smidgen::{DataFiles, Dataset, Evaluator, Sequence, write_logits};
 
 use super::train::say_data;
-use super::{open, open_adapter, open_model, say_model, say_notes, temporary_folder};
+use super::{chunks_note, open, open_adapter, open_model, say_model, say_notes, temporary_folder};
 use crate::args::EvalArgs;
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
@@ -22,11 +22,13 @@ pub fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     let input = scored_file(&args.data)?;
     let scratch = temporary_folder()?;
     let tokens = scratch.path().join("eval.tokens");
-    let opened = open(&base, &input, &args.window.options(), &tokens, stop)?;
+    let options = args.window.options();
+    let opened = open(&base, &input, &options, &tokens, stop)?;
     let data = opened.dataset;
     say_model(&ui, &base);
     say_data(&ui, &input, &data);
     say_notes(&ui, &notes);
+    notes.extend(chunks_note(&options, &data));
 
     let (rows, budget) = (data.max_len(), args.machine.memory.resolve());
     let mut evaluator = Evaluator::new(&base, adapter, rows, rows, args.machine.threads(), budget)?;

@@ -5,17 +5,19 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod plan;
+mod run_data;
+mod settings;
 pub mod train;
 
 use std::path::Path;
 
-use smidgen::{Adapter, Base, DataOptions, OpenData, open_data};
+use smidgen::{Adapter, Base, DataOptions, Dataset, OpenData, TokenFileKind, open_data};
 
 use crate::args::ModelArgs;
 use crate::error::{Failure, Result};
 use crate::progress::Preparing;
 use crate::stop::Stop;
-use crate::ui::{Ui, grouped};
+use crate::ui::{self, Ui, count, grouped};
 
 /// Opens the model that `--model` names, with the tokenizer that `--tokenizer` names.
 fn open_model(args: &ModelArgs) -> Result<Base> {
@@ -57,6 +59,18 @@ fn open(
     let opened = open_data(base, input, options, out, stop.flag(), &mut |p| preparing.at(p));
     preparing.end();
     Ok(opened?)
+}
+
+/// Tells on stderr where `--chunks` asks for more than there is, and returns what it told.
+fn chunks_note(options: &DataOptions, data: &Dataset) -> Option<String> {
+    let chunks = options.window.chunks.filter(|&chunks| chunks > data.len())?;
+    let (there, what) = match data.file().header().kind {
+        TokenFileKind::Text => (data.len(), "whole window"),
+        TokenFileKind::Samples => (data.len(), "sample"),
+    };
+    let note = format!("--chunks {chunks}: the data has {}", count(there as u64, what));
+    ui::warn(&format!("note: {note}"));
+    Some(note)
 }
 
 /// The adapter that `--adapter` names, or none; what is worth telling goes to `notes`.

@@ -1,9 +1,11 @@
 //! `smidgen plan`: the memory of a training run, before it.
 
-use smidgen::{Dataset, Planned, plan_ahead};
+use smidgen::{Planned, plan_ahead};
 
-use super::train::{config, data_files, open_valid, say_adapter, say_data};
-use super::{open, open_model, say_model, say_notes, temporary_folder};
+use super::run_data::{RunData, RunFiles};
+use super::settings::{check_ahead, config, longest};
+use super::train::{say_adapter, say_data};
+use super::{open_model, say_model, say_notes, temporary_folder};
 use crate::args::TrainArgs;
 use crate::error::Result;
 use crate::report::Report;
@@ -17,31 +19,30 @@ pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
     let config = config(args, &base)?;
     say_model(&ui, &base);
     let Some(path) = &args.data else {
-        let window = args.window.options().window;
-        let longest = window.max_seq_length + usize::from(window.bos);
+        let longest = longest(args);
         let plan = plan_ahead(&base, longest, &config)?;
         ui.say(&format!("data      none given: planned for sequences of {longest} tokens"));
         return tell(&ui, &base, &plan, Report::new(&base, &plan));
     };
-    let files = data_files(args, path)?;
+    check_ahead(args, &base, &config)?;
+    let files = RunFiles::find(args, path)?;
     let scratch = temporary_folder()?;
-    let options = args.window.options();
-    let tokens = |name: &str| scratch.path().join(name);
-    let opened = open(&base, &files.train, &options, &tokens("train.tokens"), stop)?;
-    let valid = open_valid(&base, &files, &options, &tokens("valid.tokens"), stop)?;
-    say_data(&ui, &files.train, &opened.dataset);
-    let longest = valid.as_ref().map_or(0, Dataset::max_len);
-    let planned = Planned::new(base, opened.dataset, longest, config)?;
+    let tokens = |split: &str| scratch.path().join(format!("{split}.tokens"));
+    let data = RunData::open(&base, &files, &args.window.options(), tokens, stop)?;
+    say_data(&ui, &files.train, &data.train);
+    let longest = data.longest_evaluation();
+    let planned = Planned::new(base, data.train, longest, config)?;
     say_adapter(&ui, planned.adapter());
     let mut report = Report::new(planned.base(), planned.plan());
     report.steps = Some(planned.steps());
-    report.prepare_peak_bytes = opened.prepared.map(|p| p.peak_bytes);
+    report.prepare_peak_bytes = data.prepare_peak_bytes;
     report.notes = planned.notes().iter().map(|note| note.0.clone()).collect();
+    say_notes(&ui, &report.notes);
+    report.notes.extend(data.notes);
     tell(&ui, planned.base(), planned.plan(), report)
 }
 
 fn tell(ui: &Ui, base: &smidgen::Base, plan: &smidgen::Plan, mut report: Report) -> Result<()> {
-    say_notes(ui, &report.notes);
     ui.say(&format!("\n{}", table::plan(plan, base.window_bytes())));
     report.rows = plan.rows.iter().map(Into::into).collect();
     ui.report(&report)

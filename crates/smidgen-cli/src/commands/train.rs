@@ -1,15 +1,17 @@
 //! `smidgen train`, and the run that `smidgen demo` makes the same way.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use smidgen::{
-    Adapter, Base, DataFiles, DataOptions, Dataset, Length, LoraConfig, OptimizerConfig, Outcome,
-    Planned, RunFolder, Session, Shape, StepReport, TargetModules, TrainConfig, WindowSpec,
+    Adapter, Base, Dataset, LoraConfig, Outcome, Planned, RunFolder, Session, StepReport,
 };
 
-use super::{open, open_model, plan, say_model, say_notes};
-use crate::args::{LoraArgs, OptimizerName, Schedule, TrainArgs};
+use super::run_data::{RunData, RunFiles};
+use super::settings::{check_ahead, config};
+use super::{open_model, plan, say_model, say_notes};
+use crate::args::TrainArgs;
+use crate::created::Created;
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
 use crate::report::{Report, Valid, median, path_text};
@@ -43,17 +45,19 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         return Err(Failure::usage("train needs --data PATH and -o DIR; see smidgen train --help"));
     };
     let config = config(args, &base)?;
-    let files = data_files(args, data)?;
+    check_ahead(args, &base, &config)?;
+    let files = RunFiles::find(args, data)?;
+    let own = out.join("smidgen");
+    let created = Created::watch(&own, ["train.tokens", "valid.tokens"].map(|f| own.join(f)));
     let mut folder = RunFolder::create(out)?;
     let options = args.window.options();
-    let opened = open(&base, &files.train, &options, &folder.tokens("train"), stop)?;
-    let valid = open_valid(&base, &files, &options, &folder.tokens("valid"), stop)?;
+    let data = RunData::open(&base, &files, &options, |split| folder.tokens(split), stop)?;
     say_model(ui, &base);
-    say_data(ui, &files.train, &opened.dataset);
-    let longest = valid.as_ref().map_or(0, Dataset::max_len);
-    let planned = Planned::new(base, opened.dataset, longest, config)?;
+    say_data(ui, &files.train, &data.train);
+    let longest = data.longest_evaluation();
+    let planned = Planned::new(base, data.train, longest, config)?;
     let mut report = Report::new(planned.base(), planned.plan());
-    report.prepare_peak_bytes = opened.prepared.map(|p| p.peak_bytes);
+    report.prepare_peak_bytes = data.prepare_peak_bytes;
     report.notes = planned.notes().iter().map(|note| note.0.clone()).collect();
     if out.join("adapter_model.safetensors").exists() {
         let what =
@@ -62,21 +66,28 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     }
     say_adapter(ui, planned.adapter());
     say_notes(ui, &report.notes);
+    report.notes.extend(data.notes);
     ui.say(&format!("\n{}\n", table::plan(planned.plan(), planned.base().window_bytes())));
 
     let mut session = planned.start()?;
-    let mut watch = Watch::new(args, valid, stop, session.plan().peak_bytes);
+    created.keep();
+    let mut watch = Watch::new(args, data.valid, stop, session.plan().peak_bytes);
     let ended = watch.run(&mut session, &mut folder);
     watch.progress.clear();
     ended?;
-    let interrupted = stop.exit_code().filter(|_| !session.is_finished());
+    let interrupted = stop.exit_code().filter(|_| !watch.is_complete(&session));
     let saved = session.steps_done() > 0;
     if saved {
         session.save(out)?;
         report.adapter_path = Some(path_text(out));
     }
     watch.fill(&mut report, &session);
-    say_end(ui, &report, out, interrupted.is_some(), saved);
+    let end = match (interrupted, session.is_finished()) {
+        (None, _) => End::Complete,
+        (Some(_), true) => End::EvaluationCutShort,
+        (Some(_), false) => End::Interrupted,
+    };
+    say_end(ui, &report, out, end, saved);
     let (base, adapter) = session.finish();
     Ok(Trained { base, adapter, report, interrupted })
 }
@@ -116,14 +127,19 @@ impl<'a> Watch<'a> {
         let stop = self.stop;
         let mut ended = session
             .run(None, stop.flag(), &mut |session, step| self.after_step(session, folder, step));
-        let evaluated = self.valid.last().map(|v| v.step) == Some(session.steps_done());
-        if matches!(ended, Ok(Outcome::Finished)) && !evaluated {
+        if matches!(ended, Ok(Outcome::Finished)) && !self.is_complete(session) {
             ended = self.evaluate(session, folder).map(|()| Outcome::Finished);
         }
         match ended.map_err(Failure::from) {
             Err(failure) if !(failure.is_cancelled() && stop.exit_code().is_some()) => Err(failure),
             _ => Ok(()),
         }
+    }
+
+    /// Whether all steps are done, and the evaluation at their end where there is data for one.
+    fn is_complete(&self, session: &Session) -> bool {
+        let evaluated = self.valid.last().map(|v| v.step) == Some(session.steps_done());
+        session.is_finished() && (evaluated || self.valid_data.is_none())
     }
 
     fn after_step(
@@ -184,110 +200,6 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// The files that a run reads.
-#[derive(Debug)]
-pub struct RunData {
-    pub train: PathBuf,
-    pub valid: Option<PathBuf>,
-}
-
-/// The files that `--data` and `--valid-data` name.
-pub fn data_files(args: &TrainArgs, data: &Path) -> Result<RunData> {
-    let files = DataFiles::resolve(data).map_err(smidgen::Error::from)?;
-    let train = files.train.ok_or_else(|| {
-        Failure::usage(format!("{}: the folder has no train.jsonl or train.txt", data.display()))
-    })?;
-    let valid = args.watch.valid_data.clone().or(files.valid);
-    if args.watch.steps_per_eval.is_some() && valid.is_none() {
-        return Err(Failure::usage(
-            "--steps-per-eval needs data to evaluate: give --valid-data FILE, or a data folder \
-             with valid.jsonl or valid.txt",
-        ));
-    }
-    Ok(RunData { train, valid })
-}
-
-/// The valid data, where there is some; `--chunks` is for what is trained on.
-pub fn open_valid(
-    base: &Base,
-    files: &RunData,
-    options: &DataOptions,
-    tokens: &Path,
-    stop: &Stop,
-) -> Result<Option<Dataset>> {
-    let Some(path) = &files.valid else { return Ok(None) };
-    let window = WindowSpec { chunks: None, ..options.window };
-    let options = DataOptions { window, ..*options };
-    Ok(Some(open(base, path, &options, tokens, stop)?.dataset))
-}
-
-/// The flags as the library takes them.
-pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
-    let optimizer = &args.optimizer;
-    let config = match optimizer.optimizer {
-        OptimizerName::Adamw => OptimizerConfig::adamw(optimizer.weight_decay.unwrap_or(0.01)),
-        OptimizerName::Sgd => {
-            OptimizerConfig::Sgd { weight_decay: optimizer.weight_decay.unwrap_or(0.0) }
-        }
-    };
-    Ok(TrainConfig {
-        lora: lora(&args.lora, base)?,
-        init_adapter: args.lora.init_adapter.clone(),
-        length: match args.length.iters {
-            Some(iters) => Length::Iters(iters),
-            None => Length::Epochs(args.length.epochs.unwrap_or(1)),
-        },
-        batch_size: args.length.batch_size,
-        grad_accumulation_steps: args.length.grad_accumulation_steps,
-        optimizer: config,
-        learning_rate: optimizer.learning_rate,
-        schedule: match optimizer.lr_schedule {
-            Schedule::Constant => Shape::Constant,
-            Schedule::Linear => Shape::Linear,
-            Schedule::Cosine => Shape::Cosine,
-        },
-        warmup: optimizer.warmup,
-        clip: optimizer.max_grad_norm,
-        shuffle: !args.no_shuffle,
-        seed: optimizer.seed,
-        memory: args.machine.memory,
-        threads: args.machine.threads(),
-    })
-}
-
-/// The kind of adapter: the flags over the defaults, or that of `--init-adapter`, which no flag
-/// may contradict.
-fn lora(args: &LoraArgs, base: &Base) -> Result<LoraConfig> {
-    let flags = |base: LoraConfig| LoraConfig {
-        rank: args.lora_rank.unwrap_or(base.rank),
-        alpha: args.lora_alpha.unwrap_or(base.alpha),
-        dropout: args.lora_dropout.unwrap_or(base.dropout),
-        targets: args.target_modules.clone().unwrap_or(base.targets),
-        num_layers: args.num_layers.or(base.num_layers),
-    };
-    let Some(folder) = &args.init_adapter else { return Ok(flags(LoraConfig::default())) };
-    let init = Adapter::load(base, folder)?.0.config().clone();
-    let given = flags(init.clone());
-    let layers = |c: &LoraConfig| c.num_layers.unwrap_or(base.info().layers).to_string();
-    let modules = |t: &TargetModules| t.modules().map(|names| names.join(","));
-    let pairs = [
-        ("--lora-rank", given.rank.to_string(), init.rank.to_string()),
-        ("--lora-alpha", given.alpha.to_string(), init.alpha.to_string()),
-        ("--lora-dropout", given.dropout.to_string(), init.dropout.to_string()),
-        ("--target-modules", modules(&given.targets)?, modules(&init.targets)?),
-        ("--num-layers", layers(&given), layers(&init)),
-    ];
-    for (flag, given, init) in pairs {
-        if given != init {
-            return Err(Failure::usage(format!(
-                "{flag} {given} contradicts --init-adapter {}, which has {init}; leave {flag} out",
-                folder.display()
-            )));
-        }
-    }
-    Ok(init)
-}
-
 pub fn say_data(ui: &Ui, path: &Path, data: &Dataset) {
     ui.say(&format!(
         "data      {}: {}, {}, the longest of {}",
@@ -304,15 +216,27 @@ pub fn say_adapter(ui: &Ui, adapter: &Adapter) {
     ui.say(&format!("adapter   rank {rank}, alpha {alpha}, {numbers} numbers to train"));
 }
 
-fn say_end(ui: &Ui, report: &Report, out: &Path, interrupted: bool, saved: bool) {
+/// How far a run came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Complete,
+    /// All steps are done, the evaluation after them is not.
+    EvaluationCutShort,
+    Interrupted,
+}
+
+fn say_end(ui: &Ui, report: &Report, out: &Path, end: End, saved: bool) {
     let steps = report.steps.unwrap_or(0);
     let (seconds, tokens) = (report.seconds.unwrap_or(0.0), report.tokens.unwrap_or(0));
-    let head = if interrupted { "Interrupted after" } else { "Trained" };
+    let head = if end == End::Interrupted { "Interrupted after" } else { "Trained" };
     ui.say(&format!(
         "{head} {}, {} in {seconds:.1} s.",
         count(steps, "step"),
         count(tokens, "token")
     ));
+    if end == End::EvaluationCutShort {
+        ui.say("The evaluation after the last step was cut short.");
+    }
     if let (Some(first), Some(last)) = (report.losses.as_ref().and_then(|l| l.first()), report.loss)
     {
         ui.say(&format!("loss      {first:.4} at the first step, {last:.4} at the last"));

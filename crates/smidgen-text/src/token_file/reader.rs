@@ -27,9 +27,10 @@ impl TokenFile {
     /// Opens the file at `path` and reads it once to check it.
     ///
     /// # Errors
-    /// The file can't be read, is no token file, has another size than its header says, holds an
+    /// The file is no regular one, can't be read, is no token file, has another size than its header says, holds an
     /// id outside the vocabulary or offsets that don't rise, or fails its checksum.
     pub fn open(path: &Path) -> Result<Self> {
+        TextError::require_regular(path)?;
         let mut file = File::open(path).map_err(TextError::io(path))?;
         let bytes = file.metadata().map_err(TextError::io(path))?.len();
         let wrong = |what: String| TextError::token_file(path, what);

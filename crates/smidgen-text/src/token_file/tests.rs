@@ -129,6 +129,14 @@ fn windows_with_bos_keep_their_targets() {
 fn specs_that_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = write_text(folder.path(), 3);
+    let spec = WindowSpec { max_seq_length: 4, chunks: Some(1), bos: false };
+    let error = Dataset::open(TokenFile::open(&path).unwrap(), &spec).unwrap_err();
+    let said = error.of(Path::new("a.txt")).to_string();
+    assert_eq!(
+        said,
+        "a.txt: the text is too short: it has 3 tokens, and a number of windows is read of whole \
+         ones of 4"
+    );
     for (max_seq_length, chunks) in [(0, None), (1, None), (4, Some(1)), (2, Some(0))] {
         let spec = WindowSpec { max_seq_length, chunks, bos: false };
         assert!(Dataset::open(TokenFile::open(&path).unwrap(), &spec).is_err());

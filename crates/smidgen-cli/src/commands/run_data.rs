@@ -1,0 +1,80 @@
+//! The data of a run: what `train` and `plan` read.
+
+use std::path::{Path, PathBuf};
+
+use smidgen::{Base, DataFiles, DataOptions, Dataset, WindowSpec};
+
+use super::{chunks_note, open};
+use crate::args::TrainArgs;
+use crate::error::{Failure, Result};
+use crate::stop::Stop;
+
+/// The files that a run reads.
+#[derive(Debug)]
+pub struct RunFiles {
+    pub train: PathBuf,
+    pub valid: Option<PathBuf>,
+}
+
+/// Their sequences.
+#[derive(Debug)]
+pub struct RunData {
+    pub train: Dataset,
+    pub valid: Option<Dataset>,
+    /// What preparing them took; none where they were token files already.
+    pub prepare_peak_bytes: Option<u64>,
+    pub notes: Vec<String>,
+}
+
+impl RunFiles {
+    /// The files that `--data`, which is `data`, and `--valid-data` name.
+    pub fn find(args: &TrainArgs, data: &Path) -> Result<Self> {
+        let files = DataFiles::resolve(data).map_err(smidgen::Error::from)?;
+        let train = files.train.ok_or_else(|| {
+            Failure::usage(format!(
+                "{}: the folder has no train.jsonl or train.txt",
+                data.display()
+            ))
+        })?;
+        let valid = args.watch.valid_data.clone().or(files.valid);
+        if args.watch.steps_per_eval.is_some() && valid.is_none() {
+            return Err(Failure::usage(
+                "--steps-per-eval needs data to evaluate: give --valid-data FILE, or a data folder \
+                 with valid.jsonl or valid.txt",
+            ));
+        }
+        Ok(Self { train, valid })
+    }
+}
+
+impl RunData {
+    /// Opens the files; `tokens` tells where the token file of a split goes. `--chunks` is for
+    /// what is trained on.
+    pub fn open(
+        base: &Base,
+        files: &RunFiles,
+        options: &DataOptions,
+        tokens: impl Fn(&str) -> PathBuf,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let train = open(base, &files.train, options, &tokens("train"), stop)?;
+        let window = WindowSpec { chunks: None, ..options.window };
+        let whole = DataOptions { window, ..*options };
+        let valid = match &files.valid {
+            Some(path) => Some(open(base, path, &whole, &tokens("valid"), stop)?),
+            None => None,
+        };
+        let prepared = train.prepared.iter().chain(valid.iter().flat_map(|v| &v.prepared));
+        Ok(Self {
+            prepare_peak_bytes: prepared.map(|p| p.peak_bytes).max(),
+            notes: chunks_note(options, &train.dataset).into_iter().collect(),
+            train: train.dataset,
+            valid: valid.map(|v| v.dataset),
+        })
+    }
+
+    /// Tokens of the longest sequence that will be evaluated, 0 for none.
+    pub fn longest_evaluation(&self) -> usize {
+        self.valid.as_ref().map_or(0, Dataset::max_len)
+    }
+}

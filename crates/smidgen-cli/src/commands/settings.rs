@@ -1,0 +1,111 @@
+//! The settings of a run, from the flags of `train` and `plan`.
+
+use smidgen::{
+    Adapter, Base, Error, Length, LoraConfig, OptimizerConfig, Shape, TargetModules, TrainConfig,
+    plan_ahead,
+};
+
+use crate::args::{LoraArgs, OptimizerName, Schedule, TrainArgs};
+use crate::error::{Failure, Result};
+
+/// Tokens of the shortest sequence that teaches something.
+const SHORTEST: usize = 2;
+
+/// The flags as the library takes them.
+pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
+    let optimizer = &args.optimizer;
+    let config = match optimizer.optimizer {
+        OptimizerName::Adamw => OptimizerConfig::adamw(optimizer.weight_decay.unwrap_or(0.01)),
+        OptimizerName::Sgd => {
+            OptimizerConfig::Sgd { weight_decay: optimizer.weight_decay.unwrap_or(0.0) }
+        }
+    };
+    Ok(TrainConfig {
+        lora: lora(&args.lora, base)?,
+        init_adapter: args.lora.init_adapter.clone(),
+        length: match args.length.iters {
+            Some(iters) => Length::Iters(iters),
+            None => Length::Epochs(args.length.epochs.unwrap_or(1)),
+        },
+        batch_size: args.length.batch_size,
+        grad_accumulation_steps: args.length.grad_accumulation_steps,
+        optimizer: config,
+        learning_rate: optimizer.learning_rate,
+        schedule: match optimizer.lr_schedule {
+            Schedule::Constant => Shape::Constant,
+            Schedule::Linear => Shape::Linear,
+            Schedule::Cosine => Shape::Cosine,
+        },
+        warmup: optimizer.warmup,
+        clip: optimizer.max_grad_norm,
+        shuffle: !args.no_shuffle,
+        seed: optimizer.seed,
+        memory: args.machine.memory,
+        threads: args.machine.threads(),
+    })
+}
+
+/// Tokens of the longest sequence that the flags allow.
+pub fn longest(args: &TrainArgs) -> usize {
+    let window = args.window.options().window;
+    window.max_seq_length + usize::from(window.bos)
+}
+
+/// Refuses, before any data is read, settings that can't be and a budget that no data would fit.
+pub fn check_ahead(args: &TrainArgs, base: &Base, config: &TrainConfig) -> Result<()> {
+    let over = match plan_ahead(base, SHORTEST, config) {
+        // The data may be smaller than a batch.
+        Err(Error::OverBudget(_)) => {
+            let single =
+                TrainConfig { batch_size: 1, grad_accumulation_steps: 1, ..config.clone() };
+            plan_ahead(base, SHORTEST, &single)
+        }
+        planned => planned,
+    };
+    match over {
+        Ok(_) => Ok(()),
+        // The amount to name is one that will do.
+        Err(Error::OverBudget(least)) => {
+            let longest = longest(args);
+            let over = match plan_ahead(base, longest, config) {
+                Err(Error::OverBudget(over)) => over,
+                _ => least,
+            };
+            Err(Failure::Budget(format!("for sequences of up to {longest} tokens, {over}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The kind of adapter: the flags over the defaults, or that of `--init-adapter`, which no flag
+/// may contradict.
+fn lora(args: &LoraArgs, base: &Base) -> Result<LoraConfig> {
+    let flags = |base: LoraConfig| LoraConfig {
+        rank: args.lora_rank.unwrap_or(base.rank),
+        alpha: args.lora_alpha.unwrap_or(base.alpha),
+        dropout: args.lora_dropout.unwrap_or(base.dropout),
+        targets: args.target_modules.clone().unwrap_or(base.targets),
+        num_layers: args.num_layers.or(base.num_layers),
+    };
+    let Some(folder) = &args.init_adapter else { return Ok(flags(LoraConfig::default())) };
+    let init = Adapter::load(base, folder)?.0.config().clone();
+    let given = flags(init.clone());
+    let layers = |c: &LoraConfig| c.num_layers.unwrap_or(base.info().layers).to_string();
+    let modules = |t: &TargetModules| t.modules().map(|names| names.join(","));
+    let pairs = [
+        ("--lora-rank", given.rank.to_string(), init.rank.to_string()),
+        ("--lora-alpha", given.alpha.to_string(), init.alpha.to_string()),
+        ("--lora-dropout", given.dropout.to_string(), init.dropout.to_string()),
+        ("--target-modules", modules(&given.targets)?, modules(&init.targets)?),
+        ("--num-layers", layers(&given), layers(&init)),
+    ];
+    for (flag, given, init) in pairs {
+        if given != init {
+            return Err(Failure::usage(format!(
+                "{flag} {given} contradicts --init-adapter {}, which has {init}; leave {flag} out",
+                folder.display()
+            )));
+        }
+    }
+    Ok(init)
+}
