@@ -123,11 +123,11 @@ fn smollm2() {
 }
 
 #[test]
-fn qwen() {
+fn all_models_qwen() {
     check(common::QWEN);
 }
 
 #[test]
-fn gemma() {
+fn all_models_gemma() {
     check(common::GEMMA);
 }

@@ -49,17 +49,17 @@ fn pieces_smollm2() {
 }
 
 #[test]
-fn pieces_qwen() {
+fn all_models_pieces_qwen() {
     check_pieces(common::QWEN);
 }
 
 #[test]
-fn pieces_gemma() {
+fn all_models_pieces_gemma() {
     check_pieces(common::GEMMA);
 }
 
 #[test]
-fn completions_are_masked() {
+fn all_models_completions_are_masked() {
     let tokenizer = common::tokenizer(common::QWEN);
     let eos = tokenizer.eos().unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -50,16 +50,16 @@ fn check(model: &str, losses: &str, gradients: &str) {
 }
 
 #[test]
-fn smollm2() {
+fn all_models_smollm2() {
     check(common::SMOLLM2, "smollm2-135m", "smollm2");
 }
 
 #[test]
-fn qwen() {
+fn all_models_qwen() {
     check(common::QWEN, "qwen2.5-coder-0.5b", "qwen");
 }
 
 #[test]
-fn gemma() {
+fn all_models_gemma() {
     check(common::GEMMA, "gemma3-270m", "gemma3");
 }

@@ -75,7 +75,7 @@ fn check_windows(file: &str, key: &str, bos: bool) {
 }
 
 #[test]
-fn smollm2_losses() {
+fn all_models_smollm2_losses() {
     check_windows("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m", false);
 }
 
@@ -214,7 +214,7 @@ fn check_gradients(file: &str, reference: &str, bos: bool) {
 }
 
 #[test]
-fn smollm2_gradients() {
+fn all_models_smollm2_gradients() {
     let file = "SmolLM2-135M-Instruct.Q4_1.gguf";
     check_gradients(file, "reference/lora_grad_reference_smollm2.json", false);
 }

@@ -23,7 +23,7 @@ fn folder(variable: &str, how: &str) -> PathBuf {
 
 /// A file below `SMIDGEN_TEST_DATA`.
 pub fn data(name: &str) -> PathBuf {
-    folder("SMIDGEN_TEST_DATA", "`cargo xtask models` says how to get the data").join(name)
+    folder("SMIDGEN_TEST_DATA", "set it to the folder with reference/ and data/").join(name)
 }
 
 pub fn tokenizer(model: &str) -> Tokenizer {
