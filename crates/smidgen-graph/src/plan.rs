@@ -289,16 +289,23 @@ impl<'a> Planner<'a> {
         if all.peak_bytes <= limit {
             return all;
         }
+        // More kinds of layer also mean longer lists of steps, so what was chosen may not fit.
+        const TRIES: usize = 8;
         let (mut best, mut room) = (least, room);
-        loop {
+        for _ in 0..TRIES {
             let (depth, left) = self.choose(room);
             let next = self.build(&depth);
-            if next.peak_bytes > limit || next.flops >= best.flops {
+            if let Some(over) = next.peak_bytes.checked_sub(limit).filter(|over| *over > 0) {
+                room = room.saturating_sub(over);
+                continue;
+            }
+            if next.flops >= best.flops {
                 return best;
             }
             room = (room - left).saturating_add(limit - next.peak_bytes);
             best = next;
         }
+        best
     }
 
     /// How many of its class's choices each layer takes: by FLOPs saved a byte, and among equals

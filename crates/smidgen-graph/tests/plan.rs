@@ -190,7 +190,9 @@ fn rows_add_up_to_the_arena_and_to_the_peak() {
             assert_eq!(plan.peak_bytes, sum);
             let states = if request.backward { request.optimizer_state.len() } else { 2 };
             let beside = 12_345 + 4 * (plan.gradient_len + plan.param_len * (1 + states)) as u64;
-            assert_eq!(sum, beside + 4 * plan.arena_len as u64, "{model:?} {request:?}");
+            let lists = plan.rows.iter().find(|r| r.name == "programs").expect("a line").bytes;
+            let arena = 4 * plan.arena_len as u64;
+            assert_eq!(sum, beside + lists + arena, "{model:?} {request:?}");
         }
     }
 }
@@ -341,7 +343,7 @@ fn a_budget_is_kept_or_refused_and_memory_saves_work() {
             };
             let least = make(&model, &request(Budget::Least));
             let most = make(&model, &request(Budget::Unlimited));
-            let (mut tile, mut flops, mut plans) = (0, u64::MAX, 0);
+            let (mut tile, mut first, mut flops, mut plans) = (0, u64::MAX, u64::MAX, 0);
             let (start, end) = (least.peak_bytes - 5_000, most.peak_bytes + 20_000);
             for budget in (start..end).step_by(20_000) {
                 match plan(&model, &request(Budget::AtMost(budget))) {
@@ -352,12 +354,15 @@ fn a_budget_is_kept_or_refused_and_memory_saves_work() {
                     Ok(plan) => {
                         assert!(plan.peak_bytes <= budget, "{} over {budget}", plan.peak_bytes);
                         assert!(plan.mlp_tile >= tile, "{model:?}: a narrower tile at {budget}");
-                        // A wider tile may leave less room to keep values in, and the greedy choice
-                        // of what to keep may do a little worse with a little more.
-                        let same = plan.mlp_tile == tile;
-                        assert!(!same || plan.flops <= flops + flops / 50, "{model:?} at {budget}");
+                        // Memory is spent only where it saves work. The greedy choice may do a
+                        // little worse with a little more: in so small a model, the lists of one
+                        // more kind of layer take as much as what the layer keeps.
+                        if plan.mlp_tile != tile {
+                            first = plan.flops;
+                        }
+                        assert!(plan.flops <= first, "{model:?} at {budget}");
                         plans += usize::from(plan.flops != flops);
-                        flops = if same { flops.min(plan.flops) } else { plan.flops };
+                        flops = plan.flops;
                         tile = plan.mlp_tile;
                     }
                 }

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use crate::engine::sealed;
 use crate::error::{Error, Result};
 
 /// A fixed number of threads, each with scratch memory of its own. The caller's is one of them.
@@ -15,7 +16,8 @@ impl Pool {
     /// `threads` threads with `scratch_len` numbers of scratch each.
     ///
     /// # Errors
-    /// [`Error::Threads`] if the system starts no more threads.
+    /// [`Error::Threads`] if the system starts no more threads, [`Error::Memory`] if it gives no
+    /// memory for their scratch.
     pub fn new(threads: usize, scratch_len: usize) -> Result<Self> {
         let threads = threads.max(1);
         let helpers = (threads > 1)
@@ -27,7 +29,7 @@ impl Pool {
             })
             .transpose()
             .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
-        let scratch = (0..threads).map(|_| vec![0.0; scratch_len]).collect();
+        let scratch = (0..threads).map(|_| sealed(scratch_len)).collect::<Result<_>>()?;
         Ok(Self { helpers, scratch })
     }
 
