@@ -80,7 +80,7 @@ fn product(
     let mut c = vec![0.0; m * n];
     let mut scratch = vec![0.0; GEMM_SCRATCH];
     let a = MatRef::new(&a, m, k);
-    let width = if transposed { 128 } else { 256 };
+    let width = 256;
     let seconds = best(effort, n.div_ceil(width), |done| {
         for (col, tile) in MatMut::new(&mut c, m, n).col_tiles(width) {
             let b = columns(matrix, transposed, col, col + tile.cols());

@@ -6,6 +6,7 @@
 //! Neither the tile of C, nor the micro-kernel, nor the thread changes that order.
 
 mod pack;
+mod tiling;
 
 use std::ops::Range;
 
@@ -13,6 +14,7 @@ use crate::arch::{Kernels, MatMut, MatRef};
 use crate::formats::QuantMatrix;
 
 pub(crate) use pack::{Panel, PanelTile, pack_plain};
+pub use tiling::{Task, Tiling};
 
 /// Length of a grain of the reduction.
 pub const GRAIN: usize = 256;
@@ -46,6 +48,13 @@ pub struct Term<'a> {
     pub a: MatRef<'a>,
     /// Right-hand side, k x n once turned.
     pub b: Operand<'a>,
+}
+
+impl Term<'_> {
+    /// What the rows `m` and the columns `n` of the output take of this product.
+    pub fn part(&self, m: Range<usize>, n: Range<usize>) -> Self {
+        Self { a: self.a.rows_range(m), b: self.b.part(0..self.a.cols(), n) }
+    }
 }
 
 /// What C holds before the first term is added.

@@ -28,7 +28,7 @@ pub use attention::{ATTENTION_SCRATCH, AttentionGradient, AttentionTile, KEY_BLO
 pub use dropout::{DropoutKey, Place};
 pub use formats::{Format, QuantMatrix};
 pub use gate::Activation;
-pub use gemm::{GEMM_SCRATCH, GRAIN, Init, Matrix, Operand, Term};
+pub use gemm::{GEMM_SCRATCH, GRAIN, Init, Matrix, Operand, Task, Term, Tiling};
 pub use head::{RowResult, RowState};
 pub use optimiser::AdamW;
 pub use philox::{PHILOX_WORDS, Philox};

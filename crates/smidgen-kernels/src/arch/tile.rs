@@ -149,7 +149,12 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize>(job: Job<'_>) {
             step(&mut sums, a, b);
             (a, b) = (a.add(1), b.add(W * V::LANES));
         }
-        // By way of memory: the loop over the sums below is not unrolled, and an array that is
+        let Store { add, scale } = job.store;
+        if job.cols == W * V::LANES && scale == 1.0 {
+            put_whole(&sums, add, job);
+            return;
+        }
+        // By way of memory: the loop over the sums in `put` is not unrolled, and an array that is
         // indexed by a variable would live in memory during the loops above too.
         let mut partial = Sums([0.0; MAX_ROWS * MAX_WIDTH]);
         for (r, sums) in sums.iter().enumerate() {
@@ -158,6 +163,28 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize>(job: Job<'_>) {
             }
         }
         put::<V, W>(&partial, R, job);
+    }
+}
+
+/// Brings the sums of a tile as wide as its vectors to C, straight from the registers.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn put_whole<V: Vector, const R: usize, const W: usize>(
+    sums: &[[V; W]; R],
+    add: bool,
+    job: Job<'_>,
+) {
+    for (r, sums) in sums.iter().enumerate() {
+        for (w, &sum) in sums.iter().enumerate() {
+            // SAFETY: C has R rows of W vectors.
+            unsafe {
+                let c = job.c.add(r * job.c_stride + w * V::LANES);
+                let sum = if add { V::load(c).add(sum) } else { sum };
+                sum.store(c);
+            }
+        }
     }
 }
 

@@ -3,21 +3,10 @@
 use std::ops::Range;
 
 use smidgen_graph::{ParamId, Source, Start, Term as Product, ValueId};
-use smidgen_kernels::{Init, MatMut, MatRef, Matrix, Operand, Term};
+use smidgen_kernels::{Init, MatMut, MatRef, Matrix, Operand, Term, Tiling};
 
 use super::Frame;
 use crate::arena::carve;
-
-/// Columns of an output tile where the reduction runs along the stored rows, and where it runs
-/// down them. Both are whole blocks of every format; the wider one reads whole cache lines.
-const TILE_ALONG: usize = 128;
-const TILE_DOWN: usize = 256;
-
-/// Outputs narrower than this are cut into bands of rows.
-const NARROW: usize = 64;
-
-/// Rows of the smallest band: whole panels of the widest micro-kernel.
-const BAND: usize = 56;
 
 impl Frame<'_> {
     pub fn gemm(&mut self, out: ValueId, start: Start, scale: f32, products: &[Product]) {
@@ -63,17 +52,14 @@ impl Frame<'_> {
             (_, Some(bias)) => Init::Bias(&bias[tile.clone()]),
             _ => Init::Zero,
         };
-        let along = products.iter().all(|p| p.transposed);
-        let (width, height) = tile_shape(rows, cols, along, self.pool.threads());
-        let tiles = MatMut::new(c, rows, cols)
-            .col_tiles(width)
-            .flat_map(|(col, tile)| tile.row_tiles(height).map(move |(row, t)| (row, col, t)));
+        let tiling = Tiling::of(terms.iter().map(|t| t.b), self.pool.threads());
+        let tiles = tiling.tasks(MatMut::new(c, rows, cols));
         let kernels = self.kernels;
         self.pool.run(tiles, |(row, col, tile), scratch| {
-            let n = col..col + tile.cols();
-            let m = row..row + tile.rows();
-            let local: Vec<Term<'_>> = terms.iter().map(|t| part(t, &m, &n)).collect();
-            kernels.gemm(tile, init(&n), scale, &local, scratch);
+            let (m, n) = (row..row + tile.rows(), col..col + tile.cols());
+            let init = init(&n);
+            let local: Vec<Term<'_>> = terms.iter().map(|t| t.part(m.clone(), n.clone())).collect();
+            kernels.gemm(tile, init, scale, &local, scratch);
         });
     }
 
@@ -93,39 +79,14 @@ impl Frame<'_> {
         let (_, from) = whole.split_at_col(cols.start);
         let (c, _) = from.split_at_col(cols.len());
         let (kernels, segments) = (self.kernels, &self.pass.segments);
-        self.pool.run(c.col_tiles(TILE_DOWN), |(col, mut tile), scratch| {
+        let tiling = Tiling { unit: 1, threads: self.pool.threads() };
+        self.pool.run(tiling.tasks(c), |(row, col, mut tile), scratch| {
+            let (m, n) = (row..row + tile.rows(), col..col + tile.cols());
             for segment in segments {
-                let n = col..col + tile.cols();
-                let l = l.rows_range(segment.rows.clone());
-                let r = r.rows_range(segment.rows.clone()).cols_range(n);
+                let l = l.rows_range(segment.rows.clone()).cols_range(m.clone());
+                let r = r.rows_range(segment.rows.clone()).cols_range(n.clone());
                 kernels.gemm_tn(tile.reborrow(), true, l, r, scratch);
             }
         });
     }
-}
-
-/// The rows `m` and columns `n` of a product.
-fn part<'a>(term: &Term<'a>, m: &Range<usize>, n: &Range<usize>) -> Term<'a> {
-    let Operand { matrix, transposed } = term.b;
-    let matrix = match (matrix, transposed) {
-        (Matrix::Dense(b), true) => Matrix::Dense(b.rows_range(n.clone())),
-        (Matrix::Dense(b), false) => Matrix::Dense(b.cols_range(n.clone())),
-        (Matrix::Quant(b), true) => Matrix::Quant(b.rows_range(n.clone())),
-        (Matrix::Quant(b), false) => Matrix::Quant(b.cols_range(n.clone())),
-    };
-    Term { a: term.a.rows_range(m.clone()), b: Operand { matrix, transposed } }
-}
-
-/// Width and height of the tiles of an output: whole columns where there are enough of them for
-/// all threads, so that a weight is unpacked once; else bands of rows too. The shape has no
-/// influence on results.
-fn tile_shape(rows: usize, cols: usize, along: bool, threads: usize) -> (usize, usize) {
-    let width = if along { TILE_ALONG } else { TILE_DOWN };
-    let across = if cols <= NARROW { 1 } else { cols.div_ceil(width) };
-    let width = if cols <= NARROW { cols } else { width };
-    let down = (2 * threads).div_ceil(across);
-    if threads == 1 || across >= 2 * threads {
-        return (width, rows.max(1));
-    }
-    (width, rows.div_ceil(down).next_multiple_of(BAND))
 }

@@ -8,16 +8,15 @@
 use std::ops::Range;
 
 use smidgen_graph::{Step, ValueId, WeightId, ops::HEAD_TILE};
-use smidgen_kernels::{Init, MatMut, MatRef, Matrix, Operand, QuantMatrix, RowState, Term};
+use smidgen_kernels::{
+    Init, Kernels, MatMut, MatRef, Matrix, Operand, QuantMatrix, RowState, Term, Tiling,
+};
 
 use super::{Frame, token};
 use crate::arena::carve;
 use crate::error::{Error, Result};
 use crate::pass::SegmentLoss;
-
-/// Columns of the logits and of the gradient that a task owns.
-const LOGIT_COLS: usize = 128;
-const HIDDEN_COLS: usize = 256;
+use crate::pool::Pool;
 
 /// Rows whose exponentials a task takes.
 const SOFTMAX_ROWS: usize = 8;
@@ -129,11 +128,7 @@ impl Frame<'_> {
         let out = logits.start..logits.start + len;
         let ([logits, dx], reads) = carve(self.arena, [out, dx]);
         let x = MatRef::new(reads.get(x.clone()), rows, hidden);
-        let columns = MatMut::new(logits, rows, tile.len()).col_tiles(LOGIT_COLS);
-        self.pool.run(columns, |(col, c), scratch| {
-            let term = along(x, w, col, c.cols());
-            kernels.gemm(c, Init::Zero, 1.0, &[term], scratch);
-        });
+        multiply(self.pool, kernels, MatMut::new(logits, rows, tile.len()), x, w);
         let training = !dx.is_empty();
         let targets = self.head.targets.chunks(SOFTMAX_ROWS);
         let states = self.head.states.chunks_mut(SOFTMAX_ROWS);
@@ -146,14 +141,16 @@ impl Frame<'_> {
         if training {
             let a = MatRef::new(logits, rows, tile.len());
             let factors = &self.head.factors;
-            let columns = MatMut::new(dx, rows, hidden).col_tiles(HIDDEN_COLS);
-            self.pool.run(columns, |(col, mut c), scratch| {
-                for (row, &factor) in factors.iter().enumerate().filter(|(_, f)| **f != 1.0) {
+            let term = Term { a, b: Operand { matrix: Matrix::Quant(w), transposed: false } };
+            let tiling = Tiling::of([term.b], self.pool.threads());
+            let tasks = tiling.tasks(MatMut::new(dx, rows, hidden));
+            self.pool.run(tasks, |(row, col, mut c), scratch| {
+                let (m, n) = (row..row + c.rows(), col..col + c.cols());
+                let moved = factors[m.clone()].iter().enumerate().filter(|(_, f)| **f != 1.0);
+                for (row, &factor) in moved {
                     c.row_mut(row).iter_mut().for_each(|x| *x *= factor);
                 }
-                let matrix = Matrix::Quant(w.cols_range(col..col + c.cols()));
-                let term = Term { a, b: Operand { matrix, transposed: false } };
-                kernels.gemm(c, Init::Keep, 1.0, &[term], scratch);
+                kernels.gemm(c, Init::Keep, 1.0, &[term.part(m, n)], scratch);
             });
         }
         self.weights.release_rows(self.at, weight, tile);
@@ -247,11 +244,7 @@ impl Frame<'_> {
             self.weights.prefetch_rows(self.at, weight, tile.clone())?;
             let w = whole.rows_range(tile.clone());
             let mut logits = vec![0.0; rows * tile.len()];
-            let columns = MatMut::new(&mut logits, rows, tile.len()).col_tiles(LOGIT_COLS);
-            self.pool.run(columns, |(col, c), scratch| {
-                let term = along(a, w, col, c.cols());
-                kernels.gemm(c, Init::Zero, 1.0, &[term], scratch);
-            });
+            multiply(self.pool, kernels, MatMut::new(&mut logits, rows, tile.len()), a, w);
             visit(first, MatRef::new(&logits, rows, tile.len()));
             self.weights.release_rows(self.at, weight, tile);
         }
@@ -259,8 +252,18 @@ impl Frame<'_> {
     }
 }
 
-/// `x W[col..col + cols]ᵀ`.
-fn along<'a>(x: MatRef<'a>, w: QuantMatrix<'a>, col: usize, cols: usize) -> Term<'a> {
-    let matrix = Matrix::Quant(w.rows_range(col..col + cols));
-    Term { a: x, b: Operand { matrix, transposed: true } }
+/// `c = x wᵀ`.
+fn multiply(
+    pool: &mut Pool,
+    kernels: Kernels,
+    c: MatMut<'_>,
+    x: MatRef<'_>,
+    w: QuantMatrix<'_>,
+) {
+    let term = Term { a: x, b: Operand { matrix: Matrix::Quant(w), transposed: true } };
+    let tiling = Tiling::of([term.b], pool.threads());
+    pool.run(tiling.tasks(c), |(row, col, c), scratch| {
+        let part = term.part(row..row + c.rows(), col..col + c.cols());
+        kernels.gemm(c, Init::Zero, 1.0, &[part], scratch);
+    });
 }
