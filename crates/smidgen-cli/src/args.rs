@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use smidgen::synth::Preset;
 use smidgen::{MemoryBudget, TargetModules};
 
 /// Fine-tune a language model inside a memory budget you name.
@@ -30,6 +32,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Go on with a prompt
     Generate(GenerateArgs),
+    /// Measure speed, and make models to measure it on
+    Bench(BenchArgs),
 }
 
 /// A model file.
@@ -310,6 +314,34 @@ pub struct GenerateArgs {
     pub out: OutputArgs,
 }
 
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Write a model of a published model's shapes, with random Q4_0 weights
+    Synth(SynthArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct SynthArgs {
+    /// Whose shapes
+    #[arg(long, value_name = "NAME", value_parser = preset())]
+    pub preset: Preset,
+    /// Write the GGUF file here, where nothing may be yet
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Decides the weights: a seed gives one file, bit for bit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Schedule {
     Constant,
@@ -327,6 +359,11 @@ pub enum OptimizerName {
 pub enum Method {
     #[value(alias = "mebp")]
     Exact,
+}
+
+fn preset() -> impl TypedValueParser<Value = Preset> {
+    PossibleValuesParser::new(Preset::ALL.map(Preset::name))
+        .map(|name| Preset::from_name(&name).expect("it is one of the names"))
 }
 
 /// Names are checked against the model's projections by the library.

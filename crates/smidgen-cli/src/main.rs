@@ -53,6 +53,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Train(args) => commands::train::run(args, &stop),
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),
+        Command::Bench(args) => commands::bench::run(args, &stop),
     };
     match (result, stop.exit_code()) {
         (Err(failure), Some(code)) if failure.is_cancelled() => {

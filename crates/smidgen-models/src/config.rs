@@ -1,7 +1,7 @@
 //! What all decoder families have in common: sizes read from the metadata and checked.
 
 use smidgen_graph::{AttentionShape, Block, BlockBuilder, Site};
-use smidgen_weights::{Gguf, Optional};
+use smidgen_weights::{Gguf, GgufWriter, Optional};
 
 use crate::error::{Error, Result};
 
@@ -88,6 +88,27 @@ impl Decoder {
         };
         decoder.check(gguf, family, [&eps_key, &base_key])?;
         Ok(decoder)
+    }
+
+    /// Writes the keys that [`Decoder::read`] reads, but for those that the tensors tell.
+    pub fn write(&self, gguf: &mut GgufWriter, family: &str) -> smidgen_weights::Result<()> {
+        gguf.str("general.architecture", family)?;
+        gguf.str("general.type", "model")?;
+        gguf.str("general.name", &self.name)?;
+        for (name, size) in [
+            ("block_count", self.layers),
+            ("context_length", self.context_length),
+            ("embedding_length", self.hidden),
+            ("feed_forward_length", self.ffn),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+        ] {
+            write_size(gguf, &format!("{family}.{name}"), size)?;
+        }
+        gguf.f32(&format!("{family}.attention.layer_norm_rms_epsilon"), self.eps)?;
+        gguf.f32(&format!("{family}.rope.freq_base"), self.rope_base)
     }
 
     fn check(&self, gguf: &Gguf, family: &str, [eps_key, base_key]: [&str; 2]) -> Result<()> {
@@ -204,11 +225,33 @@ fn size(gguf: &Gguf, key: &str) -> Result<usize> {
     })
 }
 
+pub(crate) fn write_size(
+    gguf: &mut GgufWriter,
+    key: &str,
+    size: usize,
+) -> smidgen_weights::Result<()> {
+    assert!((1..=LARGEST).contains(&size), "{key} is {size}");
+    gguf.u32(key, size as u32)
+}
+
 pub(crate) fn optional_size(gguf: &Gguf, key: &str) -> Result<Option<usize>> {
     match size(gguf, key) {
         Err(Error::Weights(error)) => Ok(Err(error).optional()?),
         other => other.map(Some),
     }
+}
+
+/// Writes the keys that [`position_divisor`] reads; 1 needs none.
+pub(crate) fn write_position_divisor(
+    gguf: &mut GgufWriter,
+    family: &str,
+    divisor: f32,
+) -> smidgen_weights::Result<()> {
+    if divisor == 1.0 {
+        return Ok(());
+    }
+    gguf.str(&format!("{family}.rope.scaling.type"), "linear")?;
+    gguf.f32(&format!("{family}.rope.scaling.factor"), divisor)
 }
 
 /// The factor by which positions are divided before they are rotated (linear scaling), 1 for

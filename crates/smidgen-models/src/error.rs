@@ -1,4 +1,4 @@
-//! What can be wrong with a model's metadata.
+//! What can be wrong with a model's metadata, or end its writing.
 
 /// The result of reading a model's metadata.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -29,4 +29,7 @@ pub enum Error {
         /// What it should be.
         expected: &'static str,
     },
+    /// The caller asked to stop while a model was written.
+    #[error("cancelled")]
+    Cancelled,
 }

@@ -6,9 +6,9 @@ use smidgen_graph::ops::Mlp;
 use smidgen_graph::{
     Activation, Architecture, Block, BlockBuilder, LoraSpec, RopeShape, RopeStyle,
 };
-use smidgen_weights::{Gguf, Optional};
+use smidgen_weights::{Gguf, GgufWriter, Optional};
 
-use crate::config::{Decoder, optional_size, position_divisor};
+use crate::config::{Decoder, optional_size, position_divisor, write_position_divisor, write_size};
 use crate::error::{Error, Result};
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
@@ -25,8 +25,14 @@ const LARGEST_MODEL_LAYERS: usize = 62;
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
 
+/// The key of local layers' window.
+const WINDOW_KEY: &str = "gemma3.attention.sliding_window";
+
+/// The key of the number of layers from one global layer to the next.
+const PATTERN_KEY: &str = "gemma3.attention.sliding_window_pattern";
+
 #[derive(Debug)]
-struct Gemma3 {
+pub(crate) struct Gemma3 {
     config: Decoder,
     window: usize,
     pattern: usize,
@@ -36,31 +42,43 @@ struct Gemma3 {
 
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
     let config = Decoder::read(gguf, "gemma3")?;
-    let window_key = "gemma3.attention.sliding_window";
-    let window = optional_size(gguf, window_key)?.ok_or_else(|| Error::Value {
-        key: window_key.into(),
+    let window = optional_size(gguf, WINDOW_KEY)?.ok_or_else(|| Error::Value {
+        key: WINDOW_KEY.into(),
         value: "missing".into(),
         expected: "local layers have a window",
     })?;
-    let pattern_key = "gemma3.attention.sliding_window_pattern";
-    let pattern = optional_size(gguf, pattern_key)?.unwrap_or(PATTERN);
+    let pattern = optional_size(gguf, PATTERN_KEY)?.unwrap_or(PATTERN);
     let soft_cap = "gemma3.final_logit_softcapping";
     if let Some(value) = gguf.f32(soft_cap).optional()?.filter(|v| *v != 0.0) {
         let expected = "capped logits are not supported";
         return Err(Error::Value { key: soft_cap.into(), value: value.to_string(), expected });
     }
-    let width = if config.layers == LARGEST_MODEL_LAYERS {
-        config.hidden / config.heads
-    } else {
-        config.head_dim
-    };
     let info = config.info("gemma3", false);
-    let position_divisor = position_divisor(gguf, "gemma3")?;
-    let scale = 1.0 / (width as f32).sqrt();
-    Ok(Model {
-        info,
-        blocks: Box::new(Gemma3 { config, window, pattern, position_divisor, scale }),
-    })
+    let blocks =
+        Gemma3 { pattern, ..Gemma3::new(config, window, position_divisor(gguf, "gemma3")?) };
+    Ok(Model { info, blocks: Box::new(blocks) })
+}
+
+impl Gemma3 {
+    /// The family's blocks of these sizes, every sixth layer global; there, positions are divided
+    /// by `position_divisor`.
+    pub fn new(config: Decoder, window: usize, position_divisor: f32) -> Self {
+        let width = if config.layers == LARGEST_MODEL_LAYERS {
+            config.hidden / config.heads
+        } else {
+            config.head_dim
+        };
+        let scale = 1.0 / (width as f32).sqrt();
+        Self { config, window, pattern: PATTERN, position_divisor, scale }
+    }
+
+    /// Writes the keys that [`open`] reads.
+    pub fn write(&self, gguf: &mut GgufWriter) -> smidgen_weights::Result<()> {
+        self.config.write(gguf, "gemma3")?;
+        write_size(gguf, WINDOW_KEY, self.window)?;
+        write_size(gguf, PATTERN_KEY, self.pattern)?;
+        write_position_divisor(gguf, "gemma3", self.position_divisor)
+    }
 }
 
 impl Architecture for Gemma3 {

@@ -11,6 +11,7 @@ mod error;
 mod gemma3;
 mod llama;
 mod qwen2;
+pub mod synth;
 
 pub use config::Info;
 pub use error::{Error, Result};

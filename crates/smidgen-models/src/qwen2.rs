@@ -5,25 +5,36 @@ use smidgen_graph::ops::Mlp;
 use smidgen_graph::{
     Activation, Architecture, Block, BlockBuilder, LoraSpec, RopeShape, RopeStyle,
 };
-use smidgen_weights::Gguf;
+use smidgen_weights::{Gguf, GgufWriter};
 
-use crate::config::{Decoder, position_divisor};
+use crate::config::{Decoder, position_divisor, write_position_divisor};
 use crate::error::Result;
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
 #[derive(Debug)]
-struct Qwen2 {
+pub(crate) struct Qwen2 {
     config: Decoder,
-    frequencies: Vec<f32>,
+    position_divisor: f32,
 }
 
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
     let config = Decoder::read(gguf, "qwen2")?;
-    let divisor = position_divisor(gguf, "qwen2")?;
-    let mut frequencies = config.frequencies(config.rope_base);
-    frequencies.iter_mut().for_each(|f| *f /= divisor);
+    let position_divisor = position_divisor(gguf, "qwen2")?;
     let info = config.info("qwen2", false);
-    Ok(Model { info, blocks: Box::new(Qwen2 { config, frequencies }) })
+    Ok(Model { info, blocks: Box::new(Qwen2 { config, position_divisor }) })
+}
+
+impl Qwen2 {
+    /// The family's blocks of these sizes.
+    pub fn new(config: Decoder) -> Self {
+        Self { config, position_divisor: 1.0 }
+    }
+
+    /// Writes the keys that [`open`] reads.
+    pub fn write(&self, gguf: &mut GgufWriter) -> smidgen_weights::Result<()> {
+        self.config.write(gguf, "qwen2")?;
+        write_position_divisor(gguf, "qwen2", self.position_divisor)
+    }
 }
 
 impl Architecture for Qwen2 {
@@ -44,7 +55,9 @@ impl Architecture for Qwen2 {
     }
 
     fn rope_frequencies(&self) -> Vec<Vec<f32>> {
-        vec![self.frequencies.clone()]
+        let mut frequencies = self.config.frequencies(self.config.rope_base);
+        frequencies.iter_mut().for_each(|f| *f /= self.position_divisor);
+        vec![frequencies]
     }
 
     fn embedding_block(&self) -> Block {

@@ -11,7 +11,7 @@ pub enum Error {
     /// The model or adapter file.
     #[error(transparent)]
     Weights(#[from] smidgen_weights::Error),
-    /// The model's metadata.
+    /// The model's metadata, or the writing of a model.
     #[error(transparent)]
     Model(#[from] smidgen_models::Error),
     /// The text, tokenizer or token file.
@@ -65,7 +65,8 @@ impl Error {
         match self {
             Self::OverBudget(_) => Kind::Budget,
             Self::Setting(_) => Kind::Usage,
-            Self::Runtime(smidgen_runtime::Error::Cancelled)
+            Self::Model(smidgen_models::Error::Cancelled)
+            | Self::Runtime(smidgen_runtime::Error::Cancelled)
             | Self::Text(smidgen_text::TextError::Cancelled) => Kind::Cancelled,
             _ => Kind::Failed,
         }

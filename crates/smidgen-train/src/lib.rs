@@ -34,7 +34,7 @@ pub use session::{
 
 pub use smidgen_graph::plan::Plan;
 pub use smidgen_graph::{Budget, OverBudget, Row};
-pub use smidgen_models::Info;
+pub use smidgen_models::{Info, synth};
 pub use smidgen_runtime::memory;
 pub use smidgen_text::{
     DataFiles, Dataset, Order, PrepareOptions, Progress, Sequence, StreamDecoder, Summary,

@@ -1,4 +1,4 @@
-//! GGUF files through a read-only map and PEFT adapter folders.
+//! GGUF files, read through a map and written as a stream, and PEFT adapter folders.
 //!
 //! Whatever a file holds, reading it ends in a value or an [`Error`] that names the file: lengths
 //! are checked before they are used to allocate or to index.
@@ -10,11 +10,17 @@ mod error;
 mod gguf;
 #[allow(unsafe_code)] // Mapping files and advising the system on the map's pages.
 mod mapped;
+mod new_file;
+mod random;
 
 pub use adapter::{
     Adapter, AdapterConfig, AdapterWriter, BaseModel, Factor, LoraShape, TargetModules,
     gguf_rows_to_hf, hf_rows_to_gguf,
 };
 pub use error::{Error, Optional, Result};
-pub use gguf::{Fingerprint, Gguf, NoFingerprint, Strings, Tensor};
+pub use gguf::{
+    Fingerprint, Gguf, GgufWriter, NewTensor, NoFingerprint, Strings, Tensor, TensorWriter,
+};
 pub use mapped::{Mapped, release_free_heap};
+pub use random::RandomTensors;
+pub use smidgen_kernels::Format;

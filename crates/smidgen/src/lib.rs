@@ -111,5 +111,8 @@ pub use smidgen_train::{
 // Its memory.
 pub use smidgen_train::{Budget, MemoryBudget, Plan, Row, memory, plan_ahead};
 
+// Models of true shapes with random weights, to measure on.
+pub use smidgen_train::synth;
+
 // Scoring and generating.
 pub use smidgen_train::{Evaluation, Evaluator, GenerateConfig};

@@ -1,5 +1,6 @@
 //! The commands, a file each, and what several of them need.
 
+pub mod bench;
 pub mod data;
 pub mod demo;
 pub mod eval;

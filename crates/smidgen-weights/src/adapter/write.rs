@@ -1,14 +1,12 @@
 //! Writing an adapter's folder.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{AdapterConfig, BaseModel, CONFIG_FILE, Factor, LoraShape, WEIGHTS_FILE, safetensors};
 use crate::error::{Error, Result};
+use crate::new_file::NewFile;
 
 /// Numbers written at once.
 const CHUNK_LEN: usize = 4096;
@@ -106,50 +104,7 @@ impl AdapterWriter {
 
 /// Puts a file with this content in the place of what was there, or leaves that as it was.
 pub(super) fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
-    let mut new = NewFile::create(path)?;
-    let file = new.file.write_all(content);
-    file.map_err(|source| Error::io("write", &new.temporary, source))?;
+    let new = NewFile::create(path)?;
+    new.write_at(content, 0)?;
     new.commit()
-}
-
-/// A file under a temporary name beside its own; deleted unless committed.
-#[derive(Debug)]
-struct NewFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: File,
-}
-
-impl NewFile {
-    fn create(path: &Path) -> Result<Self> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        let file =
-            File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
-        Ok(Self { path: path.to_owned(), temporary, file })
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|source| Error::io("write", &self.temporary, source))
-    }
-
-    /// Brings the content to the disk, then the name.
-    fn commit(self) -> Result<()> {
-        let io = |action, path: &Path, source| Error::io(action, path, source);
-        self.file.sync_all().map_err(|e| io("write", &self.temporary, e))?;
-        std::fs::rename(&self.temporary, &self.path).map_err(|e| io("replace", &self.path, e))?;
-        let folder = self.path.parent().expect("a file is in a folder");
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|e| io("write", folder, e))
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        // After a commit there is nothing under this name. Nobody is left to hear of an error.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
 }

@@ -1,4 +1,4 @@
-//! GGUF files (version 2 and 3, little-endian), read through a map.
+//! GGUF files (version 2 and 3, little-endian), read through a map; [`GgufWriter`] writes them.
 //!
 //! Opening a file checks its whole header: every length and offset against the file, names for
 //! duplicates, tensors for overlaps. Values and tensors stay in the file until they are asked for.
@@ -7,6 +7,7 @@ mod fingerprint;
 mod metadata;
 mod parse;
 mod types;
+mod writer;
 
 use std::ops::Range;
 use std::path::Path;
@@ -16,6 +17,7 @@ use smidgen_kernels::{Format, QuantMatrix};
 
 pub use fingerprint::{Fingerprint, NoFingerprint};
 pub use metadata::Strings;
+pub use writer::{GgufWriter, NewTensor, TensorWriter};
 
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;

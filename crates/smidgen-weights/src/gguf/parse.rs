@@ -11,14 +11,14 @@ use super::types::{self, ValueType};
 use crate::error::{Error, Result};
 
 /// Most entries of either kind. Real files have some thousands.
-const MAX_ENTRIES: u64 = 65_536;
+pub(super) const MAX_ENTRIES: u64 = 65_536;
 /// Longest metadata key or tensor name, in bytes. Real ones stay under 64.
-const MAX_NAME_BYTES: usize = 1024;
+pub(super) const MAX_NAME_BYTES: usize = 1024;
 /// Bytes of the smallest metadata entry: key length, one character, type, value.
 const MIN_ENTRY_BYTES: usize = 8 + 1 + 4 + 1;
 /// Bytes of the smallest tensor info: name length, one character, rank, one size, type, offset.
 const MIN_INFO_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
-const DEFAULT_ALIGNMENT: usize = 32;
+pub(super) const DEFAULT_ALIGNMENT: usize = 32;
 const MAX_ALIGNMENT: usize = 1 << 20;
 
 /// What the header says; values stay where they are in the file.
@@ -192,7 +192,7 @@ fn tensor_info(cursor: &mut Cursor, name: &str, described_at: usize) -> Result<T
 }
 
 /// Bytes of a tensor; 1 where its type is not readable, so that its size is not known.
-fn byte_len(ggml_type: u32, shape: &[u64]) -> std::result::Result<usize, String> {
+pub(super) fn byte_len(ggml_type: u32, shape: &[u64]) -> std::result::Result<usize, String> {
     let too_large = || format!("is too large: its shape is {shape:?}");
     let numbers = shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
     let numbers = numbers.and_then(|n| usize::try_from(n).ok()).ok_or_else(too_large)?;

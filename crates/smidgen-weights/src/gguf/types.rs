@@ -24,6 +24,23 @@ pub(super) fn format(ggml_type: u32) -> Option<Format> {
     })
 }
 
+/// The `ggml_type` of a format: what [`format`] takes back.
+pub(super) fn number(format: Format) -> u32 {
+    match format {
+        Format::F32 => 0,
+        Format::F16 => 1,
+        Format::Q4_0 => 2,
+        Format::Q4_1 => 3,
+        Format::Q5_0 => 6,
+        Format::Q5_1 => 7,
+        Format::Q8_0 => 8,
+        Format::Q4K => 12,
+        Format::Q5K => 13,
+        Format::Q6K => 14,
+        Format::Bf16 => 30,
+    }
+}
+
 /// The name of a `ggml_type` as in ggml.h.
 pub(super) fn name(ggml_type: u32) -> String {
     let name = match ggml_type {
@@ -64,7 +81,7 @@ pub(super) fn name(ggml_type: u32) -> String {
     name.to_owned()
 }
 
-/// The type of a metadata value.
+/// The type of a metadata value, in the order of GGUF's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ValueType {
     U8,
@@ -103,6 +120,11 @@ impl ValueType {
         })
     }
 
+    /// The type's number: what [`ValueType::from_number`] takes back.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
     /// Bytes of one value, or `None` for strings and arrays.
     pub fn bytes(self) -> Option<usize> {
         match self {
@@ -131,5 +153,20 @@ impl ValueType {
             Self::I64 => "i64",
             Self::F64 => "f64",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_both_ways() {
+        let formats: Vec<Format> = (0..64).filter_map(format).collect();
+        assert_eq!(formats.len(), 11);
+        assert!(formats.into_iter().all(|f| format(number(f)) == Some(f)));
+        let types: Vec<_> = (0..13).map(|n| (n, ValueType::from_number(n).unwrap())).collect();
+        assert!(types.into_iter().all(|(n, kind)| kind.number() == n));
+        assert_eq!(ValueType::from_number(13), None);
     }
 }
