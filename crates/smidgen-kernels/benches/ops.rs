@@ -126,11 +126,12 @@ fn updates(kernels: Kernels, time: Duration) {
     );
 }
 
-/// `heads` query heads over `kv_heads` of `head_dim` columns, `tokens` tokens of one segment.
+/// `heads` query heads over `kv_heads` of `head_dim` columns, `tokens` tokens of one segment,
+/// each of which sees the last `window`.
 fn attention(
     kernels: Kernels,
     time: Duration,
-    tokens: usize,
+    (tokens, window): (usize, Option<usize>),
     (heads, kv_heads, head_dim): (usize, usize, usize),
 ) {
     let (group, cols) = (heads / kv_heads, heads * head_dim);
@@ -143,23 +144,22 @@ fn attention(
     let (q, d_o) = (MatRef::new(&q, tokens, cols), MatRef::new(&d_o, tokens, cols));
     let k = MatRef::new(&k, tokens, kv_heads * head_dim);
     let v = MatRef::new(&v, tokens, kv_heads * head_dim);
-    // All heads of the group, or one of them, with the keys and values of theirs.
-    let tile = |first_head: usize, count: usize| {
-        let kv = first_head / group;
-        AttentionTile {
-            q: q.cols_range(first_head * head_dim..(first_head + count) * head_dim),
-            k: k.cols_range(kv * head_dim..(kv + 1) * head_dim),
-            v: v.cols_range(kv * head_dim..(kv + 1) * head_dim),
-            first_query: 0,
-            first_key: 0,
-            scale: 0.1,
-            window: None,
-        }
+    let q_cols = |kv: usize| kv * group * head_dim..(kv + 1) * group * head_dim;
+    let kv_cols = |kv: usize| kv * head_dim..(kv + 1) * head_dim;
+    let tile = |kv: usize| AttentionTile {
+        q: q.cols_range(q_cols(kv)),
+        k: k.cols_range(kv_cols(kv)),
+        v: v.cols_range(kv_cols(kv)),
+        first_query: 0,
+        first_key: 0,
+        scale: 0.1,
+        window,
     };
     let forward = best(time, || {
-        let outputs = MatMut::new(&mut o, tokens, cols).col_tiles(head_dim);
-        for ((head, (_, o)), lse) in outputs.enumerate().zip(lse.chunks_mut(tokens)) {
-            kernels.attention(&tile(head, 1), o, lse, &mut scratch);
+        let outputs = MatMut::new(&mut o, tokens, cols).col_tiles(group * head_dim);
+        let lse = MatMut::new(&mut lse, heads, tokens).row_tiles(group);
+        for (kv, ((_, o), (_, lse))) in outputs.zip(lse).enumerate() {
+            kernels.attention(&tile(kv), o, lse, &mut scratch);
         }
     });
     for (head, delta) in delta.chunks_mut(tokens).enumerate() {
@@ -169,29 +169,29 @@ fn attention(
     }
     let lse = MatRef::new(&lse, heads, tokens);
     let delta = MatRef::new(&delta, heads, tokens);
-    let gradient = |first_head: usize, count: usize| AttentionGradient {
-        d_o: d_o.cols_range(first_head * head_dim..(first_head + count) * head_dim),
-        lse: lse.rows_range(first_head..first_head + count),
-        delta: delta.rows_range(first_head..first_head + count),
+    let gradient = |kv: usize| AttentionGradient {
+        d_o: d_o.cols_range(q_cols(kv)),
+        lse: lse.rows_range(kv * group..(kv + 1) * group),
+        delta: delta.rows_range(kv * group..(kv + 1) * group),
     };
     let backward_q = best(time, || {
-        let outputs = MatMut::new(&mut dq, tokens, cols).col_tiles(head_dim);
-        for (head, (_, dq)) in outputs.enumerate() {
-            kernels.attention_backward_q(&tile(head, 1), &gradient(head, 1), dq, &mut scratch);
+        let outputs = MatMut::new(&mut dq, tokens, cols).col_tiles(group * head_dim);
+        for (kv, (_, dq)) in outputs.enumerate() {
+            kernels.attention_backward_q(&tile(kv), &gradient(kv), dq, &mut scratch);
         }
     });
     let backward_kv = best(time, || {
         let dk = MatMut::new(&mut dk, tokens, kv_heads * head_dim).col_tiles(head_dim);
         let dv = MatMut::new(&mut dv, tokens, kv_heads * head_dim).col_tiles(head_dim);
         for (kv, ((_, dk), (_, dv))) in dk.zip(dv).enumerate() {
-            let (tile, gradient) = (tile(kv * group, group), gradient(kv * group, group));
-            kernels.attention_backward_kv(&tile, &gradient, dk, dv, &mut scratch);
+            kernels.attention_backward_kv(&tile(kv), &gradient(kv), dk, dv, &mut scratch);
         }
     });
-    let product = (heads * head_dim * tokens * (tokens + 1)) as f64;
+    let pairs: usize = (1..=tokens).map(|seen| window.map_or(seen, |w| seen.min(w))).sum();
+    let product = (2 * heads * head_dim * pairs) as f64;
     println!(
-        "{:8?} attention {tokens} x {heads}/{kv_heads} x {head_dim}: ms (GFLOP/s) forward {:.2} \
-         ({:.0}), dq {:.2} ({:.0}), dk dv {:.2} ({:.0})",
+        "{:8?} attention {tokens} x {heads}/{kv_heads} x {head_dim}, window {window:?}: ms (GFLOP/s) \
+         forward {:.2} ({:.0}), dq {:.2} ({:.0}), dk dv {:.2} ({:.0})",
         kernels.isa(),
         forward * 1e3,
         2.0 * product / forward * 1e-9,
@@ -212,10 +212,12 @@ fn main() {
         println!("ns an element, {ROWS} x {COLS}");
         rows(kernels, time);
         updates(kernels, time);
-        let tokens = if bench { vec![256, 1024] } else { vec![70] };
-        for tokens in tokens {
-            attention(kernels, time, tokens, (14, 2, 64));
-            attention(kernels, time, tokens, (14, 2, 256));
+        let lengths: &[(usize, Option<usize>)] =
+            if bench { &[(256, None), (1024, None), (1024, Some(512))] } else { &[(70, Some(20))] };
+        for &length in lengths {
+            for shape in [(14, 2, 64), (9, 3, 64), (4, 1, 256)] {
+                attention(kernels, time, length, shape);
+            }
         }
     }
 }

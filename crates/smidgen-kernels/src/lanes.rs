@@ -1,6 +1,8 @@
 //! Reductions in one order: element i belongs to lane i mod 16, and the lanes are added in a
 //! fixed tree. Sixteen lanes fill one AVX-512 register, two of AVX2, four of NEON.
 
+use std::array::from_fn;
+
 /// Number of lanes of a reduction.
 pub(crate) const LANES: usize = 16;
 
@@ -9,15 +11,27 @@ pub(crate) type Lanes = [f32; LANES];
 
 /// Sum of the lanes: halves are added until one number is left.
 #[inline(always)]
-pub(crate) fn tree_sum(mut lanes: Lanes) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+pub(crate) fn tree_sum(lanes: Lanes) -> f32 {
+    tree(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+/// Halves of the lanes are joined until one number is left. (Each half is an array of its own:
+/// then it stays in registers.)
+#[inline(always)]
+fn tree(lanes: Lanes, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = from_fn(
+        #[inline(always)]
+        |i| join(lanes[i], lanes[i + 8]),
+    );
+    let four: [f32; 4] = from_fn(
+        #[inline(always)]
+        |i| join(eight[i], eight[i + 4]),
+    );
+    join(join(four[0], four[2]), join(four[1], four[3]))
 }
 
 /// The larger of two numbers; the first where they do not compare.
@@ -36,10 +50,11 @@ pub(crate) fn max(x: &[f32]) -> f32 {
             lanes[lane] = larger(lanes[lane], chunk[lane]);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
+    let mut all = lanes;
+    for (lane, &x) in all.iter_mut().zip(tail) {
         *lane = larger(*lane, x);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    tree(all, larger)
 }
 
 /// Sum of `f` over the elements, each replaced by its value of `f`.
@@ -53,11 +68,12 @@ pub(crate) fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
             lanes[lane] += chunk[lane];
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(tail) {
+    let mut all = lanes;
+    for (lane, x) in all.iter_mut().zip(tail) {
         *x = f(*x);
         *lane += *x;
     }
-    tree_sum(lanes)
+    tree_sum(all)
 }
 
 /// Sum of a_i b_i by fused multiply-add.

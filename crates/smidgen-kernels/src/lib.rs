@@ -24,7 +24,10 @@ pub mod rmsnorm;
 pub mod rope;
 
 pub use arch::{Isa, Kernels, MatMut, MatRef};
-pub use attention::{ATTENTION_SCRATCH, AttentionGradient, AttentionTile, KEY_BLOCK, QUERY_BLOCK};
+pub use attention::{
+    ATTENTION_SCRATCH, AttentionGradient, AttentionTile, KEY_BLOCK, KEY_WALK, MAX_HEAD_DIM,
+    QUERY_BLOCK,
+};
 pub use dropout::{DropoutKey, Place};
 pub use formats::{Format, QuantMatrix};
 pub use gate::Activation;

@@ -55,19 +55,16 @@ impl Case {
         let mut o = vec![f32::NAN; self.q.len()];
         let mut lse = vec![f32::NAN; self.group * self.len];
         let mut scratch = vec![f32::NAN; ATTENTION_SCRATCH];
-        let cols = self.group * self.head_dim;
-        for (col, band) in MatMut::new(&mut o, self.len, cols).col_tiles(self.head_dim) {
-            let head = col / self.head_dim;
-            for (first, o) in band.row_tiles(rows) {
-                let tile = self.tile();
-                let end = first + o.rows();
-                let q = tile.q.cols_range(self.head_cols(head)).rows_range(first..end);
-                // As in a cache: only keys up to the last query.
-                let (k, v) = (tile.k.rows_range(0..end), tile.v.rows_range(0..end));
-                let tile = AttentionTile { q, k, v, first_query: first, ..tile };
-                let lse = &mut lse[head * self.len..][first..end];
-                kernels.attention(&tile, o, lse, &mut scratch);
-            }
+        let (cols, tile) = (self.group * self.head_dim, self.tile());
+        let o_tiles = MatMut::new(&mut o, self.len, cols).row_tiles(rows);
+        let lse_tiles = MatMut::new(&mut lse, self.group, self.len).col_tiles(rows);
+        for ((first, o), (_, lse)) in o_tiles.zip(lse_tiles) {
+            let end = first + o.rows();
+            let q = tile.q.rows_range(first..end);
+            // As in a cache: only keys up to the last query.
+            let (k, v) = (tile.k.rows_range(0..end), tile.v.rows_range(0..end));
+            let tile = AttentionTile { q, k, v, first_query: first, ..tile };
+            kernels.attention(&tile, o, lse, &mut scratch);
         }
         (o, lse)
     }
@@ -87,20 +84,15 @@ impl Case {
         let mut scratch = vec![f32::NAN; ATTENTION_SCRATCH];
 
         let mut dq = vec![f32::NAN; self.q.len()];
-        for (col, band) in MatMut::new(&mut dq, self.len, cols).col_tiles(self.head_dim) {
-            let head = col / self.head_dim;
-            for (first, dq) in band.row_tiles(rows) {
-                let range = first..first + dq.rows();
-                let head_rows = head..head + 1;
-                let gradient = AttentionGradient {
-                    d_o: d_o.cols_range(self.head_cols(head)).rows_range(range.clone()),
-                    lse: lse.rows_range(head_rows.clone()).cols_range(range.clone()),
-                    delta: delta.rows_range(head_rows).cols_range(range.clone()),
-                };
-                let q = tile.q.cols_range(self.head_cols(head)).rows_range(range);
-                let tile = AttentionTile { q, first_query: first, ..tile };
-                kernels.attention_backward_q(&tile, &gradient, dq, &mut scratch);
-            }
+        for (first, dq) in MatMut::new(&mut dq, self.len, cols).row_tiles(rows) {
+            let range = first..first + dq.rows();
+            let gradient = AttentionGradient {
+                d_o: d_o.rows_range(range.clone()),
+                lse: lse.cols_range(range.clone()),
+                delta: delta.cols_range(range.clone()),
+            };
+            let tile = AttentionTile { q: tile.q.rows_range(range), first_query: first, ..tile };
+            kernels.attention_backward_q(&tile, &gradient, dq, &mut scratch);
         }
 
         let (mut dk, mut dv) = (vec![f32::NAN; self.k.len()], vec![f32::NAN; self.v.len()]);
@@ -242,14 +234,15 @@ fn keys_before_the_window_may_be_missing() {
     // The last query sees keys 110..130.
     let tile = AttentionTile {
         q: tile.q.rows_range(129..130),
-        k: tile.k.rows_range(105..130),
-        v: tile.v.rows_range(105..130),
+        k: tile.k.rows_range(64..130),
+        v: tile.v.rows_range(64..130),
         first_query: 129,
-        first_key: 105,
+        first_key: 64,
         ..tile
     };
     let (mut o, mut lse, mut scratch) = ([0.0; 16], [0.0], vec![0.0; ATTENTION_SCRATCH]);
-    kernels.attention(&tile, MatMut::new(&mut o, 1, 16), &mut lse, &mut scratch);
+    let o_row = MatMut::new(&mut o, 1, 16);
+    kernels.attention(&tile, o_row, MatMut::new(&mut lse, 1, 1), &mut scratch);
     assert_eq!(o, want[129 * 16..]);
 }
 

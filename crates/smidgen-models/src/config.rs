@@ -39,6 +39,9 @@ impl Info {
     }
 }
 
+/// The most columns of a head: what attention's scratch has room for.
+const MAX_HEAD_DIM: usize = 1024;
+
 /// Sizes of a decoder.
 #[derive(Clone, Debug)]
 pub(crate) struct Decoder {
@@ -126,6 +129,10 @@ impl Decoder {
         if !self.heads.is_multiple_of(self.kv_heads) {
             let key = format!("{family}.attention.head_count_kv");
             return wrong(key, self.kv_heads.to_string(), "it must divide the number of heads");
+        }
+        if self.head_dim > MAX_HEAD_DIM {
+            let key = format!("{family}.attention.key_length");
+            return wrong(key, self.head_dim.to_string(), "heads have at most 1,024 columns");
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             let key = format!("{family}.attention.key_length");

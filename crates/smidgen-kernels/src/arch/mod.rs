@@ -112,6 +112,11 @@ impl Kernels {
         dispatch!(self, decode(format, blocks, out));
     }
 
+    /// Numbers in a vector, which fixes the layout of a panel.
+    pub(crate) fn lanes(&self) -> usize {
+        dispatch!(self, lanes())
+    }
+
     /// Lays the operand (k x n, both at most 256) out as the panel that `multiply` reads.
     pub(crate) fn pack(&self, b: Operand<'_>, panel: &mut [f32]) {
         dispatch!(self, pack(b, panel));

@@ -7,6 +7,11 @@ use crate::gemm::{Operand, Panel, Store, pack_plain};
 /// Numbers that are summed side by side.
 const LANES: usize = 8;
 
+/// See `Kernels::lanes`.
+pub(super) fn lanes() -> usize {
+    LANES
+}
+
 /// See `Kernels::decode`.
 pub(super) fn decode(format: Format, blocks: &[u8], out: &mut [f32]) {
     format.decode(blocks, out);

@@ -5,6 +5,8 @@
 //! The rows of A are first copied next to each other, because at some distances (a multiple of
 //! 4 KiB is the worst) they would push each other out of the cache.
 
+use std::mem::MaybeUninit;
+
 use super::vector::Vector;
 use super::{MatMut, MatRef};
 use crate::gemm::{GRAIN, Panel, Store};
@@ -17,7 +19,7 @@ const A_STRIDE: usize = GRAIN + 16;
 
 /// Copied rows of A, on cache lines.
 #[repr(align(64))]
-struct Strip([f32; MAX_ROWS * A_STRIDE]);
+struct Strip([MaybeUninit<f32>; MAX_ROWS * A_STRIDE]);
 
 /// The widest tile of any instruction set.
 const MAX_WIDTH: usize = 32;
@@ -41,17 +43,19 @@ pub(super) unsafe fn multiply<V: Vector>(
     assert!(a.rows() == m && k <= GRAIN, "A of {} x {k} for {m} rows", a.rows());
     assert!(panel.len() >= k * n.next_multiple_of(V::LANES), "panel");
     let shape = Panel { k, n, lanes: V::LANES };
-    let mut strip = Strip([0.0; MAX_ROWS * A_STRIDE]);
+    let mut strip = Strip([MaybeUninit::uninit(); MAX_ROWS * A_STRIDE]);
+    let strip = strip.0.as_mut_ptr().cast::<f32>();
     let blocks = m.div_ceil(V::ROWS);
     for block in 0..blocks {
         // Blocks of nearly equal height, so that none is a sliver.
         let rows = m * block / blocks..m * (block + 1) / blocks;
-        for (row, copy) in rows.clone().zip(strip.0.as_chunks_mut::<A_STRIDE>().0) {
-            copy[..k].copy_from_slice(a.row(row));
+        for (r, row) in rows.clone().enumerate() {
+            // SAFETY: the strip has room for V::ROWS rows, and A_STRIDE is more than k.
+            unsafe { copy::<V>(a.row(row), strip.add(r * A_STRIDE)) }
         }
         for (t, tile) in shape.tiles().enumerate() {
             let job = Job {
-                a: strip.0.as_ptr(),
+                a: strip,
                 b: &panel[tile.start..][..k * tile.width],
                 c: c.row_mut(rows.start)[tile.cols.clone()].as_mut_ptr(),
                 c_stride: c.stride(),
@@ -69,6 +73,26 @@ pub(super) unsafe fn multiply<V: Vector>(
                     run::<V, 2>(rows.len(), job);
                 }
             }
+        }
+    }
+}
+
+/// Copies a row. (A copy of a length that is not known calls a function, which for a short row
+/// takes as long as the copying.)
+///
+/// # Safety
+/// The processor has V's instruction set; there is room at `to`.
+#[inline(always)]
+unsafe fn copy<V: Vector>(row: &[f32], to: *mut f32) {
+    let whole = row.len() - row.len() % V::LANES;
+    // SAFETY: each vector, or its first lanes, lies in the row, and there is room for it.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            V::load(row.as_ptr().add(i)).store(to.add(i));
+        }
+        if whole < row.len() {
+            let count = row.len() - whole;
+            V::load_first(row.as_ptr().add(whole), count).store_first(to.add(whole), count);
         }
     }
 }
@@ -135,11 +159,13 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize>(job: Job<'_>) {
         let steps = job.b.len() / (W * V::LANES);
         let end = a.add(steps);
         let unrolled = a.add(steps - steps % UNROLL);
-        let mut ahead = 0;
+        let (mut ahead, mut line) = (job.ahead, 0);
         while a != unrolled {
-            let (row, line) = (ahead / (GRAIN / LINE), ahead % (GRAIN / LINE));
-            V::prefetch(job.ahead.wrapping_add(row * job.ahead_stride + line * LINE));
-            ahead += 1;
+            V::prefetch(ahead.wrapping_add(line));
+            line += LINE;
+            if line >= steps {
+                (ahead, line) = (ahead.wrapping_add(job.ahead_stride), 0);
+            }
             for i in 0..UNROLL {
                 step(&mut sums, a.add(i), b.add(i * W * V::LANES));
             }

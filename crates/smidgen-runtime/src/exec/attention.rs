@@ -1,12 +1,15 @@
-//! Attention, forward and backward: tasks are (head, block of queries) and (key head, block of
-//! keys), so that every output has one owner and every sum one order.
+//! Attention, forward and backward: tasks are (block of queries, key head) and (block of keys, key
+//! head), each with all query heads of the group, so that every output has one owner and every sum
+//! one order. The block with the most to do comes first, so that the threads end together.
 
 use std::ops::Range;
 
 use smidgen_graph::{AttentionShape, Step, ValueId};
-use smidgen_kernels::{AttentionGradient, AttentionTile, KEY_BLOCK, MatMut, MatRef, QUERY_BLOCK};
+use smidgen_kernels::{
+    AttentionGradient, AttentionTile, KEY_BLOCK, KEY_WALK, MatMut, MatRef, QUERY_BLOCK,
+};
 
-use super::{Frame, bands, pieces};
+use super::{Frame, bands};
 use crate::arena::{Reads, carve};
 use crate::pass::Segment;
 use crate::weights::BlockAt;
@@ -23,15 +26,20 @@ struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
-    /// The queries of `rows` of a head with the keys of their sequence.
-    fn queries(&self, head: usize, segment: usize, rows: &Range<usize>) -> AttentionTile<'a> {
-        let d = self.shape.head_dim;
-        let kv = head / (self.shape.heads / self.shape.kv_heads);
+    /// The columns of a key head in `k`, and those of its group in `q`.
+    fn cols(&self, kv: usize) -> [Range<usize>; 2] {
+        let (d, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
+        [d, group * d].map(|cols| kv * cols..(kv + 1) * cols)
+    }
+
+    /// The queries of `rows` of a key head's group with the keys of their sequence.
+    fn queries(&self, kv: usize, segment: usize, rows: &Range<usize>) -> AttentionTile<'a> {
+        let [key_cols, query_cols] = self.cols(kv);
         let segment = &self.segments[segment];
         let keys = if self.cached { 0..self.k.rows() } else { segment.rows.clone() };
-        let key_part = |m: MatRef<'a>| m.rows_range(keys.clone()).cols_range(kv * d..(kv + 1) * d);
+        let key_part = |m: MatRef<'a>| m.rows_range(keys.clone()).cols_range(key_cols.clone());
         AttentionTile {
-            q: self.q.rows_range(rows.clone()).cols_range(head * d..(head + 1) * d),
+            q: self.q.rows_range(rows.clone()).cols_range(query_cols),
             k: key_part(self.k),
             v: key_part(self.v),
             first_query: segment.first_position + rows.start - segment.rows.start,
@@ -42,21 +50,21 @@ impl<'a> Operands<'a> {
     }
 
     /// The keys of `rows` of a key head with all queries of their group that may see them, and
-    /// those queries' rows and columns.
+    /// those queries' rows.
     fn keys(
         &self,
         kv: usize,
         segment: usize,
         rows: &Range<usize>,
-    ) -> (AttentionTile<'a>, Range<usize>, Range<usize>) {
-        let d = self.shape.head_dim;
-        let group = self.shape.heads / self.shape.kv_heads;
+    ) -> (AttentionTile<'a>, Range<usize>) {
+        let [key_cols, query_cols] = self.cols(kv);
         let segment = &self.segments[segment].rows;
-        let end = self.shape.window.map_or(segment.end, |w| segment.end.min(rows.end + w));
-        let (queries, cols) = (rows.start..end, kv * group * d..(kv + 1) * group * d);
-        let key_part = |m: MatRef<'a>| m.rows_range(rows.clone()).cols_range(kv * d..(kv + 1) * d);
+        let end =
+            self.shape.window.map_or(segment.end, |w| segment.end.min(rows.end.saturating_add(w)));
+        let queries = rows.start..end;
+        let key_part = |m: MatRef<'a>| m.rows_range(rows.clone()).cols_range(key_cols.clone());
         let tile = AttentionTile {
-            q: self.q.rows_range(queries.clone()).cols_range(cols.clone()),
+            q: self.q.rows_range(queries.clone()).cols_range(query_cols),
             k: key_part(self.k),
             v: key_part(self.v),
             first_query: rows.start - segment.start,
@@ -64,7 +72,7 @@ impl<'a> Operands<'a> {
             scale: self.shape.scale,
             window: self.shape.window,
         };
-        (tile, queries, cols)
+        (tile, queries)
     }
 }
 
@@ -91,18 +99,18 @@ impl Frame<'_> {
             segments: &self.pass.segments,
             cached,
         };
-        let heads = MatMut::new(o, rows, shape.query_cols()).col_tiles(shape.head_dim);
+        let group = shape.heads / shape.kv_heads;
         let runs = runs.as_slice();
-        let tasks =
-            heads.zip(lse.chunks_exact_mut(rows)).enumerate().flat_map(|(head, ((_, o), lse))| {
-                bands(o, runs)
-                    .zip(pieces(lse, runs))
-                    .map(move |((run, o), lse)| (head, run, o, lse))
-            });
+        let o = last_bands(MatMut::new(o, rows, shape.query_cols()), runs);
+        let lse = last_col_bands(MatMut::new(lse, shape.heads, rows), runs);
+        let tasks = o.zip(lse).flat_map(|((run, o), lse)| {
+            let heads = o.col_tiles(group * shape.head_dim).zip(lse.row_tiles(group));
+            heads.enumerate().map(move |(kv, ((_, o), (_, lse)))| (kv, run, o, lse))
+        });
         let kernels = self.kernels;
-        self.pool.run(tasks, |(head, run, o, lse), scratch| {
+        self.pool.run(tasks, |(kv, run, o, lse), scratch| {
             let (segment, rows) = &runs[run];
-            kernels.attention(&operands.queries(head, *segment, rows), o, lse, scratch);
+            kernels.attention(&operands.queries(kv, *segment, rows), o, lse, scratch);
         });
     }
 
@@ -129,17 +137,18 @@ impl Frame<'_> {
         let saved = Saved::places(self, [q, k, v], [d_o, lse, delta], shape);
         let ([dq], reads) = carve(self.arena, [self.range(dq)]);
         let (operands, gradient) = saved.read(&reads, &self.pass.segments, rows);
-        let heads = MatMut::new(dq, rows, shape.query_cols()).col_tiles(shape.head_dim);
+        let group = shape.heads / shape.kv_heads;
         let runs = runs.as_slice();
-        let tasks = heads
-            .enumerate()
-            .flat_map(|(head, (_, dq))| bands(dq, runs).map(move |(run, dq)| (head, run, dq)));
+        let dq = last_bands(MatMut::new(dq, rows, shape.query_cols()), runs);
+        let tasks = dq.flat_map(|(run, dq)| {
+            let heads = dq.col_tiles(group * shape.head_dim).enumerate();
+            heads.map(move |(kv, (_, dq))| (kv, run, dq))
+        });
         let kernels = self.kernels;
-        self.pool.run(tasks, |(head, run, dq), scratch| {
+        self.pool.run(tasks, |(kv, run, dq), scratch| {
             let (segment, rows) = &runs[run];
-            let d = shape.head_dim;
-            let local = gradient.part(head..head + 1, head * d..(head + 1) * d, rows);
-            let tile = operands.queries(head, *segment, rows);
+            let local = gradient.part(&operands, kv, rows);
+            let tile = operands.queries(kv, *segment, rows);
             kernels.attention_backward_q(&tile, &local, dq, scratch);
         });
     }
@@ -149,24 +158,53 @@ impl Frame<'_> {
             return;
         };
         let rows = self.rows();
-        let runs = self.runs(KEY_BLOCK);
+        // Whole walks are less work, but a thread with nothing to do is worse.
+        let walks = self.runs(KEY_WALK);
+        let enough = walks.len() * shape.kv_heads >= 2 * self.pool.threads();
+        let runs = if enough { walks } else { self.runs(KEY_BLOCK) };
         let saved = Saved::places(self, [q, k, v], [d_o, lse, delta], shape);
         let ([dk, dv], reads) = carve(self.arena, [self.range(dk), self.range(dv)]);
         let (operands, gradient) = saved.read(&reads, &self.pass.segments, rows);
-        let heads = |d| MatMut::new(d, rows, shape.key_cols()).col_tiles(shape.head_dim);
         let runs = runs.as_slice();
-        let tasks = heads(dk).zip(heads(dv)).enumerate().flat_map(|(kv, ((_, dk), (_, dv)))| {
-            bands(dk, runs).zip(bands(dv, runs)).map(move |((run, dk), (_, dv))| (kv, run, dk, dv))
+        let [dk, dv] = [dk, dv].map(|d| bands(MatMut::new(d, rows, shape.key_cols()), runs));
+        let tasks = dk.zip(dv).flat_map(|((run, dk), (_, dv))| {
+            let heads = dk.col_tiles(shape.head_dim).zip(dv.col_tiles(shape.head_dim));
+            heads.enumerate().map(move |(kv, ((_, dk), (_, dv)))| (kv, run, dk, dv))
         });
-        let group = shape.heads / shape.kv_heads;
         let kernels = self.kernels;
         self.pool.run(tasks, |(kv, run, dk, dv), scratch| {
             let (segment, rows) = &runs[run];
-            let (tile, queries, cols) = operands.keys(kv, *segment, rows);
-            let local = gradient.part(kv * group..(kv + 1) * group, cols, &queries);
+            let (tile, queries) = operands.keys(kv, *segment, rows);
+            let local = gradient.part(&operands, kv, &queries);
             kernels.attention_backward_kv(&tile, &local, dk, dv, scratch);
         });
     }
+}
+
+/// Bands of a matrix, one a run, from the last run back: the last queries see the most keys.
+fn last_bands<'a>(
+    mat: MatMut<'a>,
+    runs: &'a [(usize, Range<usize>)],
+) -> impl Iterator<Item = (usize, MatMut<'a>)> + Send {
+    let mut rest = Some(mat);
+    runs.iter().enumerate().rev().filter_map(move |(i, (_, rows))| {
+        let (above, band) = rest.take()?.split_at_row(rows.start);
+        rest = Some(above);
+        Some((i, band))
+    })
+}
+
+/// The same bands of a matrix whose columns are the rows that runs count.
+fn last_col_bands<'a>(
+    mat: MatMut<'a>,
+    runs: &'a [(usize, Range<usize>)],
+) -> impl Iterator<Item = MatMut<'a>> + Send {
+    let mut rest = Some(mat);
+    runs.iter().rev().filter_map(move |(_, rows)| {
+        let (left, band) = rest.take()?.split_at_col(rows.start);
+        rest = Some(left);
+        Some(band)
+    })
 }
 
 /// Where the backward's operands lie.
@@ -225,14 +263,17 @@ impl Saved {
 }
 
 impl<'a> Gradient<'a> {
-    /// Some heads, with the columns they take, at some queries.
+    /// A key head's group at some queries.
     fn part(
         &self,
-        heads: Range<usize>,
-        cols: Range<usize>,
+        operands: &Operands<'a>,
+        kv: usize,
         queries: &Range<usize>,
     ) -> AttentionGradient<'a> {
+        let group = operands.shape.heads / operands.shape.kv_heads;
+        let heads = kv * group..(kv + 1) * group;
         let a_head = |m: MatRef<'a>| m.rows_range(heads.clone()).cols_range(queries.clone());
+        let [_, cols] = operands.cols(kv);
         AttentionGradient {
             d_o: self.0.d_o.rows_range(queries.clone()).cols_range(cols),
             lse: a_head(self.0.lse),

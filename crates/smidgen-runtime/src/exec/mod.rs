@@ -123,19 +123,6 @@ fn bands<'a>(
     })
 }
 
-/// Consecutive pieces of a slice, one a run.
-fn pieces<'a>(
-    slice: &'a mut [f32],
-    runs: &'a [(usize, Range<usize>)],
-) -> impl Iterator<Item = &'a mut [f32]> + Send {
-    let mut rest = slice;
-    runs.iter().map(move |(_, rows)| {
-        let (piece, tail) = std::mem::take(&mut rest).split_at_mut(rows.len());
-        rest = tail;
-        piece
-    })
-}
-
 /// An id checked against the vocabulary.
 fn token(id: u32, vocabulary: usize) -> Result<usize> {
     let at = id as usize;

@@ -15,6 +15,12 @@ pub(in crate::arch) fn decode(format: Format, blocks: &[u8], out: &mut [f32]) {
     unsafe { pack::decode::<F32x16>(format, blocks, out) }
 }
 
+/// See `Kernels::lanes`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(in crate::arch) fn lanes() -> usize {
+    <F32x16 as Vector>::LANES
+}
+
 /// See `Kernels::pack`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(in crate::arch) fn pack(b: Operand<'_>, panel: &mut [f32]) {
