@@ -1,6 +1,7 @@
 //! Tasks of the workspace, run as `cargo xtask TASK`.
 #![forbid(unsafe_code)]
 
+mod aarch64;
 mod arrows;
 mod cargo;
 mod models;
@@ -18,6 +19,7 @@ Usage: cargo xtask TASK
   arrows                check which crate may depend on which
   check                 formatting, clippy and the crate arrows
   test [--all-models]   run the workspace's tests on SmolLM2, or on every test model
+  aarch64               run the kernels' tests and the tiny golden models on an emulated aarch64
 
 The cache is $SMIDGEN_TEST_MODELS, else smidgen/models under $XDG_CACHE_HOME or ~/.cache.";
 
@@ -43,6 +45,7 @@ fn run(args: &[&str]) -> Result<()> {
         }
         ["arrows"] => arrows::check(),
         ["check"] => check(),
+        ["aarch64"] => aarch64::test(),
         ["test"] => test(&["smollm2"], Some("all_models_")),
         ["test", "--all-models"] => test(&["all"], None),
         [] | ["help" | "-h" | "--help"] => {
