@@ -319,6 +319,32 @@ pub struct GenerateArgs {
 pub struct BenchArgs {
     #[command(subcommand)]
     pub command: Option<BenchCommand>,
+    /// The model: a GGUF file of the llama, qwen2 or gemma3 family
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Tokens of a step: one sequence of random tokens
+    #[arg(long, value_name = "L,...", value_delimiter = ',', default_value = "256")]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub max_seq_length: Vec<u32>,
+    /// Ranks of the adapter
+    #[arg(short = 'r', long, value_name = "R,...", value_delimiter = ',', default_value = "16")]
+    pub lora_rank: Vec<usize>,
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Vec<u32>,
+    /// Budgets, as train takes them
+    #[arg(long, value_name = "BYTES,...", value_delimiter = ',', default_value = "min,unlimited")]
+    pub memory: Vec<MemoryBudget>,
+    /// The optimiser
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = OptimizerName::Adamw)]
+    pub optimizer: OptimizerName,
+    /// Rounds that are timed, each a step, two forwards and two f32 products
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -353,6 +379,16 @@ pub enum Schedule {
 pub enum OptimizerName {
     Adamw,
     Sgd,
+}
+
+impl OptimizerName {
+    /// As the flag takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Adamw => "adamw",
+            Self::Sgd => "sgd",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

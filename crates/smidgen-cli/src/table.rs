@@ -37,3 +37,20 @@ fn aligned(rows: &[[String; 5]]) -> Vec<String> {
     };
     rows.iter().map(line).collect()
 }
+
+/// A table whose first line is its head; all but the first column stand to the right.
+pub fn right(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells: Vec<String> = cells
+            .map(
+                |(i, (cell, &w))| if i == 0 { format!("{cell:w$}") } else { format!("{cell:>w$}") },
+            )
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}

@@ -39,6 +39,8 @@ pub struct Placed {
 pub struct Program {
     /// Steps in order.
     pub steps: Vec<Step>,
+    /// For each step, whether it makes a forward value again.
+    pub remade: Vec<bool>,
     /// Every value that the steps name.
     pub values: Vec<Value>,
     /// Places, by value.
@@ -58,7 +60,7 @@ pub struct Pins {
 
 /// Gives every value of `schedule` a place, at `tokens` rows.
 pub fn lay_out(schedule: Schedule, pins: &Pins, tokens: usize) -> Program {
-    let Schedule { mut values, mut steps } = schedule;
+    let Schedule { mut values, mut steps, mut remade } = schedule;
     let mut groups = Groups::new(&steps, &values, pins, tokens);
     groups.take_over(&steps);
     if let Some((result, place)) = pins.result
@@ -68,13 +70,14 @@ pub fn lay_out(schedule: Schedule, pins: &Pins, tokens: usize) -> Program {
         values.push(Value { name: "copy".into(), ..values[result.0 as usize].clone() });
         let out = ValueId(values.len() as u32 - 1);
         steps.push(Step::Copy { x: result, out });
+        remade.push(false);
         let mut more = pins.clone();
         more.result = None;
         more.pins.push((out, place, false));
-        return lay_out(Schedule { values, steps }, &more, tokens);
+        return lay_out(Schedule { values, steps, remade }, &more, tokens);
     }
     let (places, scratch_len) = groups.assign();
-    Program { steps, values, places, scratch_len }
+    Program { steps, remade, values, places, scratch_len }
 }
 
 #[derive(Clone, Debug)]

@@ -13,6 +13,8 @@ pub struct Schedule {
     pub values: Vec<Value>,
     /// Steps in order.
     pub steps: Vec<Step>,
+    /// For each step, whether it makes a forward value again.
+    pub remade: Vec<bool>,
 }
 
 /// The forward values that the backward walk can start from.
@@ -56,7 +58,8 @@ pub fn recompute_flops(block: &Differentiated, kept: &Kept, tokens: usize) -> u6
 
 /// The forward program. Nothing is left out: every step leads to the output or to a kept value.
 pub fn forward(block: &Differentiated) -> Schedule {
-    Schedule { values: block.values.clone(), steps: block.forward.clone() }
+    let remade = vec![false; block.forward.len()];
+    Schedule { values: block.values.clone(), steps: block.forward.clone(), remade }
 }
 
 /// The backward program: the rules' steps, each preceded by the forward steps that make what it
@@ -71,9 +74,10 @@ pub fn backward(block: &Differentiated, kept: &Kept) -> Schedule {
         for v in step.operands(Access::Read) {
             recompute.demand(v);
         }
-        recompute.issue(step);
+        recompute.issue(step, false);
     }
-    Schedule { values: recompute.values, steps: recompute.steps }
+    let Recompute { values, steps, remade, .. } = recompute;
+    Schedule { values, steps, remade }
 }
 
 fn read_by_backward(block: &Differentiated, kept: &Kept) -> BTreeSet<ValueId> {
@@ -108,13 +112,14 @@ struct Recompute<'a> {
     at_hand: BTreeMap<ValueId, ValueId>,
     values: Vec<Value>,
     steps: Vec<Step>,
+    remade: Vec<bool>,
 }
 
 impl<'a> Recompute<'a> {
     fn new(block: &'a Differentiated, kept: &'a Kept) -> Self {
         let at_hand = kept.iter().copied().chain(block.input).map(|v| (v, v)).collect();
         let (values, makers) = (block.values.clone(), makers(block));
-        Self { block, makers, kept, at_hand, values, steps: Vec::new() }
+        Self { block, makers, kept, at_hand, values, steps: Vec::new(), remade: Vec::new() }
     }
 
     fn life(&self, v: ValueId) -> Life {
@@ -153,13 +158,14 @@ impl<'a> Recompute<'a> {
                 self.at_hand.insert(written, fresh);
             }
         }
-        self.issue(step);
+        self.issue(step, true);
     }
 
     /// Appends a step under this program's names.
-    fn issue(&mut self, step: &Step) {
+    fn issue(&mut self, step: &Step, remade: bool) {
         let mut step = step.clone();
         step.visit_mut(&mut |_, v| *v = self.at_hand.get(v).copied().unwrap_or(*v));
         self.steps.push(step);
+        self.remade.push(remade);
     }
 }

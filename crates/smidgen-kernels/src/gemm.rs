@@ -70,7 +70,7 @@ pub enum Init<'a> {
 
 impl Operand<'_> {
     /// Rows (k) and columns (n) of the operand as it is used.
-    fn shape(&self) -> (usize, usize) {
+    pub fn shape(&self) -> (usize, usize) {
         let (rows, cols) = match self.matrix {
             Matrix::Dense(m) => (m.rows(), m.cols()),
             Matrix::Quant(m) => (m.rows(), m.cols()),
@@ -79,7 +79,7 @@ impl Operand<'_> {
     }
 
     /// The part with rows `k` and columns `n`, as they are used.
-    fn part(&self, k: Range<usize>, n: Range<usize>) -> Self {
+    pub fn part(&self, k: Range<usize>, n: Range<usize>) -> Self {
         let (rows, cols) = if self.transposed { (n, k) } else { (k, n) };
         let matrix = match self.matrix {
             Matrix::Dense(m) => Matrix::Dense(m.rows_range(rows).cols_range(cols)),
@@ -142,6 +142,17 @@ impl Kernels {
                 add = true;
             }
         }
+    }
+
+    /// Packs a part of an operand, at most [`GRAIN`] both ways, as [`Kernels::gemm`] does before
+    /// it multiplies: to measure what that takes. `scratch` is as there.
+    ///
+    /// # Panics
+    /// If the part is larger.
+    pub fn pack_panel(&self, part: Operand<'_>, scratch: &mut [f32]) {
+        let (k, n) = part.shape();
+        assert!(k <= GRAIN && n <= PANEL_COLS, "panel of {k} x {n}");
+        self.pack(part, aligned(scratch));
     }
 
     /// `c = lᵀ r`, or `c += lᵀ r` if `keep`.

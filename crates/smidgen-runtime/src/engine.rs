@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use smidgen_graph::Architecture;
 use smidgen_graph::plan::{Gradients, Plan, Row};
@@ -13,6 +14,7 @@ use crate::exec::{Binding, Frame, HeadState};
 use crate::memory::Meter;
 use crate::pass::{Pass, SegmentLoss};
 use crate::pool::Pool;
+use crate::profile::{Phase, Profile, Work};
 use crate::weights::{BlockAt, ModelWeights};
 
 /// How a program is run.
@@ -39,7 +41,7 @@ enum Walk {
 /// A frame over an engine's parts. A macro, since the parts are borrowed one by one.
 macro_rules! frame {
     ($engine:ident, $block:expr, $program:expr, $at:expr, $binding:expr, $pass:expr,
-     $params:expr, $gradients:expr, $cache:expr) => {
+     $params:expr, $gradients:expr, $cache:expr, $phase:expr) => {
         Frame {
             kernels: $engine.kernels,
             pool: &mut $engine.pool,
@@ -55,6 +57,8 @@ macro_rules! frame {
             gradients: $gradients,
             cache: $cache,
             head: &mut $engine.head,
+            profile: &mut $engine.profile,
+            phase: $phase,
         }
     };
 }
@@ -123,6 +127,7 @@ pub struct Engine {
     positions: usize,
     head: HeadState,
     meter: Meter,
+    profile: Profile,
 }
 
 impl Engine {
@@ -150,6 +155,7 @@ impl Engine {
             weights,
             plan,
             meter: Meter::default(),
+            profile: Profile::default(),
         })
     }
 
@@ -171,6 +177,19 @@ impl Engine {
     /// The meter, which looks after every block.
     pub fn meter(&mut self) -> &mut Meter {
         &mut self.meter
+    }
+
+    /// Where time has gone since the engine was made, or since its profile was last replaced.
+    pub fn profile(&mut self) -> &mut Profile {
+        &mut self.profile
+    }
+
+    pub(crate) fn shared_plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    pub(crate) fn parts(&mut self) -> (Kernels, &mut Pool, &ModelWeights) {
+        (self.kernels, &mut self.pool, &self.weights)
     }
 
     /// Gradients of all factors summed so far, where they are held whole.
@@ -225,7 +244,9 @@ impl Engine {
             }
             self.run_layer(layer, Walk::Backward, pass, params, None)?;
             if self.plan.gradients == Gradients::Block {
+                let begin = Instant::now();
                 on_block(range.clone(), &mut params[range], &mut self.gradients[..len]);
+                self.profile.add(Phase::Optimiser, Work::Other, begin.elapsed(), 0);
             }
         }
         self.meter.look();
@@ -249,7 +270,7 @@ impl Engine {
         self.hidden(pass, params, cache)?;
         let (block, _, program) = &self.plan.head;
         let binding = Binding { input: self.plan.stream, output: 0, kept: &[] };
-        frame!(self, block, program, BlockAt::Head, binding, pass, &[], &mut [], None)
+        frame!(self, block, program, BlockAt::Head, binding, pass, &[], &mut [], None, Phase::Head)
             .run_logits(first_row, visit)
     }
 
@@ -285,7 +306,19 @@ impl Engine {
     fn run_embedding(&mut self, pass: &Pass) -> Result<()> {
         let (block, program) = &self.plan.embedding;
         let binding = Binding { input: 0, output: self.plan.stream, kept: &[] };
-        frame!(self, block, program, BlockAt::Embedding, binding, pass, &[], &mut [], None).run()
+        frame!(
+            self,
+            block,
+            program,
+            BlockAt::Embedding,
+            binding,
+            pass,
+            &[],
+            &mut [],
+            None,
+            Phase::Embedding
+        )
+        .run()
     }
 
     fn run_head(&mut self, pass: &Pass, train: bool) -> Result<()> {
@@ -293,7 +326,8 @@ impl Engine {
         let program = if train { training } else { infer };
         let input = if train { self.plan.last } else { self.plan.stream };
         let binding = Binding { input, output: 0, kept: &[] };
-        frame!(self, block, program, BlockAt::Head, binding, pass, &[], &mut [], None).run()
+        frame!(self, block, program, BlockAt::Head, binding, pass, &[], &mut [], None, Phase::Head)
+            .run()
     }
 
     fn run_layer(
@@ -322,9 +356,18 @@ impl Engine {
         };
         let block = &programs.block;
         let at = BlockAt::Layer(layer);
+        let phase = match walk {
+            Walk::Backward => Phase::Backward,
+            Walk::Forward | Walk::Infer => Phase::Forward,
+        };
+        let begin = Instant::now();
         self.weights.prefetch(layer)?;
-        frame!(self, block, program, at, binding, pass, &params[range], gradients, cache).run()?;
+        self.profile.add(Phase::Paging, Work::Other, begin.elapsed(), 0);
+        frame!(self, block, program, at, binding, pass, &params[range], gradients, cache, phase)
+            .run()?;
+        let begin = Instant::now();
         self.weights.release(layer);
+        self.profile.add(Phase::Paging, Work::Other, begin.elapsed(), 0);
         Ok(())
     }
 }

@@ -10,9 +10,11 @@ mod cache;
 mod engine;
 mod error;
 mod exec;
+pub mod measure;
 pub mod memory;
 mod pass;
 mod pool;
+pub mod profile;
 mod weights;
 
 pub use cache::KvCache;

@@ -142,6 +142,16 @@ impl ModelWeights {
             .unwrap_or(0)
     }
 
+    /// Numbers in the matrices that a token is multiplied by in one forward: the layers' and the
+    /// head's.
+    pub fn linear_numbers(&self) -> usize {
+        let of = |bound: &Bound| match bound {
+            Bound::Matrix(tensor) => tensor.rows * tensor.cols,
+            Bound::Vector(_) => 0,
+        };
+        self.layers.iter().flatten().chain(&self.head).map(of).sum()
+    }
+
     /// Bytes of the model file that a step has mapped at a time: the largest block, or two tiles
     /// of the head.
     pub fn window_bytes(&self) -> u64 {

@@ -8,6 +8,7 @@
 
 mod adapter;
 mod base;
+mod bench;
 mod budget;
 mod error;
 mod evaluate;
@@ -21,6 +22,7 @@ pub mod step;
 
 pub use adapter::{Adapter, AdapterNote, LoraConfig, TargetModules};
 pub use base::Base;
+pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
 pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
 pub use generate::GenerateConfig;
@@ -35,7 +37,9 @@ pub use session::{
 pub use smidgen_graph::plan::Plan;
 pub use smidgen_graph::{Budget, OverBudget, Row};
 pub use smidgen_models::{Info, synth};
+pub use smidgen_runtime::measure::Packing;
 pub use smidgen_runtime::memory;
+pub use smidgen_runtime::profile::{Cost, Phase, Profile, Work};
 pub use smidgen_text::{
     DataFiles, Dataset, Order, PrepareOptions, Progress, Sequence, StreamDecoder, Summary,
     TokenFile, TokenFileHeader, TokenFileKind, Tokenizer, WindowSpec,

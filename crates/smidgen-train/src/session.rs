@@ -109,7 +109,7 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let positive = |name: &str, n: usize| match n {
             0 => Err(Error::setting(format!("{name} 0: it is at least 1"))),
             _ => Ok(()),
@@ -483,10 +483,10 @@ impl Session {
 
 /// What of a dataset decides the memory of a run.
 #[derive(Clone, Copy, Debug)]
-struct DataSize {
-    sequences: usize,
+pub(crate) struct DataSize {
+    pub sequences: usize,
     /// Tokens of the longest sequence.
-    longest: usize,
+    pub longest: usize,
 }
 
 /// The plan of a run whose data is not there yet: as many sequences as a step takes, each of
@@ -505,7 +505,7 @@ pub fn plan_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<P
     Ok(plan_run(base, &adapter, config, size, 0, process)?.0)
 }
 
-fn plan_run(
+pub(crate) fn plan_run(
     base: &Base,
     adapter: &Adapter,
     config: &TrainConfig,

@@ -6,9 +6,11 @@
 //! order, and sums over them are in that order however many share a pass.
 
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use smidgen_graph::Gradients;
 use smidgen_kernels::Kernels;
+use smidgen_runtime::profile::{Phase, Work};
 use smidgen_runtime::{Dropout, Engine, Pass};
 use smidgen_text::Sequence;
 
@@ -74,6 +76,7 @@ pub fn step(
         sum = losses.iter().fold(sum, |sum, l| sum + l.sum);
     }
     if whole {
+        let begin = Instant::now();
         let gradients = engine.gradients();
         if let Some(limit) = settings.clip {
             clip(kernels, adapter, gradients, limit);
@@ -81,6 +84,7 @@ pub fn step(
         let all = 0..adapter.values.len();
         let (rate, number) = (settings.rate, settings.number);
         optimizer.update(kernels, all, &mut adapter.values, gradients, rate, number);
+        engine.profile().add(Phase::Optimiser, Work::Other, begin.elapsed(), 0);
     }
     let tokens = sequences.iter().map(|s| s.ids.len()).sum();
     Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens })

@@ -111,8 +111,10 @@ pub use smidgen_train::{
 // Its memory.
 pub use smidgen_train::{Budget, MemoryBudget, Plan, Row, memory, plan_ahead};
 
-// Models of true shapes with random weights, to measure on.
-pub use smidgen_train::synth;
+// Measuring, and models of true shapes with random weights to measure on.
+pub use smidgen_train::{
+    BenchCase, BenchReport, BenchSettings, Cost, Packing, Phase, Profile, Round, Work, bench, synth,
+};
 
 // Scoring and generating.
 pub use smidgen_train::{Evaluation, Evaluator, GenerateConfig};

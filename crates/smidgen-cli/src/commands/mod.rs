@@ -8,6 +8,7 @@ pub mod generate;
 pub mod plan;
 mod run_data;
 mod settings;
+mod synth;
 pub mod train;
 
 use std::path::Path;

@@ -14,12 +14,6 @@ const SHORTEST: usize = 2;
 /// The flags as the library takes them.
 pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
     let optimizer = &args.optimizer;
-    let config = match optimizer.optimizer {
-        OptimizerName::Adamw => OptimizerConfig::adamw(optimizer.weight_decay.unwrap_or(0.01)),
-        OptimizerName::Sgd => {
-            OptimizerConfig::Sgd { weight_decay: optimizer.weight_decay.unwrap_or(0.0) }
-        }
-    };
     Ok(TrainConfig {
         lora: lora(&args.lora, base)?,
         init_adapter: args.lora.init_adapter.clone(),
@@ -29,7 +23,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         },
         batch_size: args.length.batch_size,
         grad_accumulation_steps: args.length.grad_accumulation_steps,
-        optimizer: config,
+        optimizer: optimizer_config(optimizer.optimizer, optimizer.weight_decay),
         learning_rate: optimizer.learning_rate,
         schedule: match optimizer.lr_schedule {
             Schedule::Constant => Shape::Constant,
@@ -43,6 +37,14 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         memory: args.machine.memory,
         threads: args.machine.threads(),
     })
+}
+
+/// An optimiser with the given weight decay or its default.
+pub fn optimizer_config(name: OptimizerName, weight_decay: Option<f64>) -> OptimizerConfig {
+    match name {
+        OptimizerName::Adamw => OptimizerConfig::adamw(weight_decay.unwrap_or(0.01)),
+        OptimizerName::Sgd => OptimizerConfig::Sgd { weight_decay: weight_decay.unwrap_or(0.0) },
+    }
 }
 
 /// Tokens of the longest sequence that the flags allow.

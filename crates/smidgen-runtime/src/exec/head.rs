@@ -17,6 +17,7 @@ use crate::arena::carve;
 use crate::error::{Error, Result};
 use crate::pass::SegmentLoss;
 use crate::pool::Pool;
+use crate::profile::{Lap, Phase, Work};
 
 /// Rows whose exponentials a task takes.
 const SOFTMAX_ROWS: usize = 8;
@@ -67,6 +68,7 @@ impl Frame<'_> {
     ) -> Result<()> {
         let hidden = self.cols(x);
         let vocabulary = self.weights.tensor(self.at, weight).rows;
+        let mut lap = Lap::begin();
         self.gather(x, vocabulary)?;
         let x = self.range(x);
         let dx = dx.map(|v| self.range(v));
@@ -74,11 +76,15 @@ impl Frame<'_> {
             self.arena[dx.clone()].fill(0.0);
         }
         let logits = self.range(logits);
+        lap.end(self.profile, Phase::Head, Work::Other, 0);
         for first in (0..vocabulary).step_by(HEAD_TILE) {
             let tile = first..(first + HEAD_TILE).min(vocabulary);
             self.sweep(weight, &x, dx.as_ref(), &logits, tile, hidden)?;
         }
-        self.finish(weight, dx)
+        let mut lap = Lap::begin();
+        self.finish(weight, dx)?;
+        lap.end(self.profile, Phase::Head, Work::Other, 0);
+        Ok(())
     }
 
     /// Moves the rows that have a target together, at the start of `x`.
@@ -120,15 +126,18 @@ impl Frame<'_> {
         if rows == 0 {
             return Ok(());
         }
+        let mut lap = Lap::begin();
         self.weights.prefetch_rows(self.at, weight, tile.clone())?;
+        lap.end(self.profile, Phase::Paging, Work::Other, 0);
         let w = self.weights.matrix(self.at, weight).rows_range(tile.clone());
-        let kernels = self.kernels;
+        let (kernels, flops) = (self.kernels, 2 * (rows * tile.len() * hidden) as u64);
         let dx = dx.map_or(0..0, |d| d.start..d.start + rows * hidden);
         let len = rows * tile.len();
         let out = logits.start..logits.start + len;
         let ([logits, dx], reads) = carve(self.arena, [out, dx]);
         let x = MatRef::new(reads.get(x.clone()), rows, hidden);
         multiply(self.pool, kernels, MatMut::new(logits, rows, tile.len()), x, w);
+        lap.end(self.profile, Phase::Head, Work::Gemm, flops);
         let training = !dx.is_empty();
         let targets = self.head.targets.chunks(SOFTMAX_ROWS);
         let states = self.head.states.chunks_mut(SOFTMAX_ROWS);
@@ -138,6 +147,7 @@ impl Frame<'_> {
         self.pool.run(bands.zip(parts), |((_, band), ((targets, states), factors)), _| {
             kernels.softmax_tile(band, tile.start, targets, states, factors);
         });
+        lap.end(self.profile, Phase::Head, Work::Other, 0);
         if training {
             let a = MatRef::new(logits, rows, tile.len());
             let factors = &self.head.factors;
@@ -152,8 +162,10 @@ impl Frame<'_> {
                 }
                 kernels.gemm(c, Init::Keep, 1.0, &[term.part(m, n)], scratch);
             });
+            lap.end(self.profile, Phase::Head, Work::Gemm, flops);
         }
         self.weights.release_rows(self.at, weight, tile);
+        lap.end(self.profile, Phase::Paging, Work::Other, 0);
         Ok(())
     }
 
@@ -253,13 +265,7 @@ impl Frame<'_> {
 }
 
 /// `c = x wᵀ`.
-fn multiply(
-    pool: &mut Pool,
-    kernels: Kernels,
-    c: MatMut<'_>,
-    x: MatRef<'_>,
-    w: QuantMatrix<'_>,
-) {
+fn multiply(pool: &mut Pool, kernels: Kernels, c: MatMut<'_>, x: MatRef<'_>, w: QuantMatrix<'_>) {
     let term = Term { a: x, b: Operand { matrix: Matrix::Quant(w), transposed: true } };
     let tiling = Tiling::of([term.b], pool.threads());
     pool.run(tiling.tasks(c), |(row, col, c), scratch| {

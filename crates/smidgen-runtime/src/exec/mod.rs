@@ -8,6 +8,7 @@ mod rowwise;
 pub use head::HeadState;
 
 use std::ops::Range;
+use std::time::Instant;
 
 use smidgen_graph::layout::{Place, Program};
 use smidgen_graph::{Block, Step, ValueId};
@@ -17,6 +18,7 @@ use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::pass::Pass;
 use crate::pool::Pool;
+use crate::profile::{Phase, Profile, Work};
 use crate::weights::{BlockAt, ModelWeights};
 
 /// Where a block's lasting values lie in the arena.
@@ -45,13 +47,26 @@ pub struct Frame<'a> {
     pub gradients: &'a mut [f32],
     pub cache: Option<&'a mut KvCache>,
     pub head: &'a mut HeadState,
+    pub profile: &'a mut Profile,
+    /// What the program's steps count as, but for forward values made again.
+    pub phase: Phase,
 }
 
 impl Frame<'_> {
     /// Runs the whole program.
     pub fn run(&mut self) -> Result<()> {
         let program = self.program;
-        program.steps.iter().try_for_each(|step| self.step(step))
+        for (step, &remade) in program.steps.iter().zip(&program.remade) {
+            let begin = Instant::now();
+            self.step(step)?;
+            if let Step::Head { .. } = step {
+                continue; // It counts its own parts.
+            }
+            let phase = if remade { Phase::Recompute } else { self.phase };
+            let flops = step.flops(self.rows(), |v| self.cols(v));
+            self.profile.add(phase, Work::of(step), begin.elapsed(), flops);
+        }
+        Ok(())
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {
