@@ -152,6 +152,13 @@ pub struct TrainArgs {
     pub watch: WatchArgs,
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// Folder on a disk for the scratch file of a budget that is small: blocks' inputs wait there
+    /// for their backward. It has no name and goes with the run [default: --output]
+    #[arg(long, value_name = "DIR", help_heading = "Machine")]
+    pub spool_dir: Option<PathBuf>,
+    /// Use no scratch file
+    #[arg(long, conflicts_with = "spool_dir", help_heading = "Machine")]
+    pub no_spool: bool,
     #[command(flatten)]
     pub out: OutputArgs,
 }

@@ -84,7 +84,7 @@ impl Report {
         Self {
             model: path_text(base.path()),
             planned_peak_bytes: plan.peak_bytes,
-            weight_window_bytes: base.window_bytes(),
+            weight_window_bytes: plan.weight_bytes,
             ..Self::default()
         }
     }

@@ -9,8 +9,8 @@ const HEAD: [&str; 5] = ["buffer", "shape", "bytes", "life", "why"];
 /// Characters of the rules.
 const RULE: usize = 100;
 
-/// The plan's rows, their sum, and the weight window, which the budget does not count.
-pub fn plan(plan: &Plan, window_bytes: u64) -> String {
+/// The plan's rows, their sum, and the weights in memory, which the budget does not count.
+pub fn plan(plan: &Plan) -> String {
     let cells = |r: &Row| {
         [r.name.clone(), r.shape.clone(), grouped(r.bytes), r.life.clone(), r.why.clone()]
     };
@@ -18,7 +18,8 @@ pub fn plan(plan: &Plan, window_bytes: u64) -> String {
     rows.extend(plan.rows.iter().map(cells));
     let total = ["peak", "", &grouped(plan.peak_bytes), "", "the sum"];
     let why = "beside the peak: read-only pages of the model file, the system's to drop";
-    let window = ["weight window", "", &grouped(window_bytes), "a block", why];
+    let life = if plan.weights_stay { "whole run" } else { "two blocks" };
+    let window = ["weights", "", &grouped(plan.weight_bytes), life, why];
     rows.extend([total, window].map(|row| row.map(str::to_owned)));
     let mut lines = aligned(&rows);
     let rule = "-".repeat(RULE);

@@ -1,4 +1,4 @@
-//! `smidgen bench synth`: its flags and what it refuses.
+//! `smidgen bench` on the demo's model, and `smidgen bench synth`: flags and refusals.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -23,6 +23,67 @@ fn bare_bench_prints_its_help() {
     let (code, out, _) = run(&tempfile::tempdir().unwrap(), "bench");
     assert_eq!(code, Some(0));
     assert!(out.contains("smidgen bench") && out.contains("synth"), "{out}");
+}
+
+/// The model that the demo brings.
+fn demo_model() -> String {
+    format!("{}/../../assets/demo/demo.gguf", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_case_is_measured_and_its_phases_make_up_the_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = format!(
+        "bench --model {} --max-seq-length 16,48 --lora-rank 4 --threads 1,2 --memory min,unlimited \
+         --rounds 3 --json",
+        demo_model()
+    );
+    let (code, out, said) = run(&folder, &line);
+    assert_eq!(code, Some(0), "{said}");
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let number = |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("{key}: {case}"));
+        let phases = case["phases"].as_array().unwrap();
+        assert_eq!(phases.len(), 7);
+        let shares: f64 = phases.iter().map(|p| p["share"].as_f64().unwrap()).sum();
+        assert!((0.5..1.001).contains(&shares), "shares of {shares}: {case}");
+        let flops: u64 = phases.iter().map(|p| p["flops"].as_u64().unwrap()).sum();
+        assert_eq!(Some(flops), case["flops"].as_u64());
+        // A forward and a backward through every matrix, but for the lowest layer's input.
+        assert!(number("flops") > 1.5 * number("linear_flops"), "{case}");
+        let recomputed = phases.iter().find(|p| p["phase"] == "recompute").unwrap();
+        let gemm = recomputed["gemm_seconds"].as_f64().unwrap();
+        assert_eq!(gemm > 0.0, case["memory"] == "min", "{case}");
+        assert!(number("step_seconds") > 0.0 && number("gemm_rate_gflops") > 0.0);
+        assert!(number("step_seconds_least") <= number("step_seconds_most"));
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is written");
+    let (code, out, said) = run(&folder, &format!("bench --model {} --rounds 1", demo_model()));
+    assert_eq!(code, Some(0), "{said}");
+    for word in ["tokens/s", "of GEMM rate", "dequantisation", "recompute", "paging"] {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+}
+
+#[test]
+fn a_bench_that_cannot_be_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = demo_model();
+    for (flags, code, wanted) in [
+        ("--rounds 0", 2, "--rounds"),
+        ("--max-seq-length 1", 2, "--max-seq-length"),
+        ("--threads 0", 2, "--threads"),
+        ("--memory 1GBB", 2, "1GBB"),
+        ("--memory 1MB", 3, "smallest plan"),
+        ("--lora-rank 0", 2, "rank"),
+    ] {
+        let (found, out, said) = run(&folder, &format!("bench --model {model} {flags}"));
+        assert_eq!(found, Some(code), "{flags}: {said}");
+        assert!(said.contains(wanted) && !said.contains("panicked"), "{flags}: {said}");
+        assert!(!out.contains("tokens/s"), "{out}");
+    }
 }
 
 #[test]

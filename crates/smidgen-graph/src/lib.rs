@@ -21,7 +21,7 @@ pub use block::{
     Block, BlockBuilder, Factor, Life, Lora, LoraSpec, Node, ParamId, ParamSlot, Projection, Site,
     Value, ValueId, WeightId, WeightSlot,
 };
-pub use plan::{Architecture, Budget, Gradients, OverBudget, Plan, Request, Row};
+pub use plan::{Architecture, Budget, Gradients, OverBudget, Plan, Request, Row, WeightPages};
 pub use step::{
     Access, Activation, AttentionShape, RopeShape, RopeStyle, Source, Start, Step, Term,
 };

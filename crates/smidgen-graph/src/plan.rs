@@ -79,8 +79,21 @@ pub struct Request {
     pub backward: bool,
     /// What the peak must not exceed.
     pub budget: Budget,
+    /// Whether blocks' inputs may wait in a scratch file for their backward.
+    pub spool: bool,
     /// What lives beside the arena, known to the caller.
     pub fixed: Vec<Row>,
+    /// Pages of the model file, which no budget counts.
+    pub weights: WeightPages,
+}
+
+/// Bytes of the model file that may be in memory: read-only pages, the system's to drop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightPages {
+    /// Those of a block at work and of the next one.
+    pub window: u64,
+    /// All that a step reads.
+    pub all: u64,
 }
 
 /// A line of the plan.
@@ -133,6 +146,9 @@ pub struct LayerPlan {
     pub kept: Vec<usize>,
     /// Whether the layer has an adapter.
     pub trained: bool,
+    /// Whether its input waits in the scratch file: written once the forward has run, read back
+    /// into the same place before the backward.
+    pub spooled: bool,
     /// Start of the layer's factors among all trainable numbers.
     pub params: usize,
 }
@@ -171,6 +187,11 @@ pub struct Plan {
     pub peak_bytes: u64,
     /// FLOPs of one pass over `tokens` rows, forward and backward with what is made again.
     pub flops: u64,
+    /// Whether the model file's pages stay in memory between blocks. They do where the budget has
+    /// room for all of them beside the peak.
+    pub weights_stay: bool,
+    /// Bytes of the model file in memory at a time.
+    pub weight_bytes: u64,
 }
 
 /// The budget is too small for any plan.
@@ -194,6 +215,12 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes.div_ceil(100_000) as f64 / 10.0)
 }
 
+/// Bytes of the buffer through which values of `numbers` go to the scratch file and come back.
+pub fn spool_buffer(numbers: usize) -> usize {
+    const MOST: usize = 64 * 1024;
+    MOST.min(4 * numbers)
+}
+
 /// Widths of an MLP tile, the best first: wide tiles share work among threads better.
 const MLP_TILES: [usize; 3] = [1024, 512, 256];
 
@@ -202,20 +229,39 @@ const MLP_TILES: [usize; 3] = [1024, 512, 256];
 /// # Errors
 /// [`OverBudget`] if even the smallest plan does not fit.
 pub fn plan(model: &dyn Architecture, request: &Request) -> Result<Plan, OverBudget> {
+    let mut plan = plan_arena(model, request)?;
+    let WeightPages { window, all } = request.weights;
+    plan.weights_stay = match request.budget {
+        Budget::AtMost(bytes) => plan.peak_bytes.saturating_add(all) <= bytes,
+        Budget::Least => false,
+        Budget::Unlimited => true,
+    };
+    plan.weight_bytes = if plan.weights_stay { all } else { window };
+    Ok(plan)
+}
+
+fn plan_arena(model: &dyn Architecture, request: &Request) -> Result<Plan, OverBudget> {
     let mut smallest: Option<Plan> = None;
-    for tile in MLP_TILES {
-        let planner = Planner::new(model, request, tile);
-        let least = planner.build(&vec![0; model.layers()]);
-        let room = match request.budget {
-            Budget::AtMost(bytes) => bytes.checked_sub(least.peak_bytes),
-            Budget::Unlimited => Some(u64::MAX),
-            Budget::Least => None,
-        };
-        if let Some(room) = room {
-            return Ok(planner.spend(least, room));
-        }
-        if smallest.as_ref().is_none_or(|s| least.peak_bytes < s.peak_bytes) {
-            smallest = Some(least);
+    // The scratch file is used where memory alone does not do.
+    for spool in [false, true] {
+        for tile in MLP_TILES {
+            let planner = Planner::new(model, request, tile);
+            let most = if spool { planner.most_spooled() } else { 0 };
+            if spool && most == 0 {
+                break;
+            }
+            let least = planner.least(most);
+            let room = match request.budget {
+                Budget::AtMost(bytes) => bytes.checked_sub(least.peak_bytes),
+                Budget::Unlimited => Some(u64::MAX),
+                Budget::Least => None,
+            };
+            if let Some(room) = room {
+                return Ok(planner.fewest_spooled(least, most, room));
+            }
+            if smallest.as_ref().is_none_or(|s| least.peak_bytes < s.peak_bytes) {
+                smallest = Some(least);
+            }
         }
     }
     let smallest = smallest.expect("there is a tile");
@@ -280,12 +326,42 @@ impl<'a> Planner<'a> {
         self.model.layer_block(class.kind, lora, self.mlp_tile)
     }
 
+    /// How many layers' inputs can wait in the scratch file.
+    fn most_spooled(&self) -> usize {
+        let allowed = self.request.spool && self.request.backward;
+        if allowed { self.model.layers().saturating_sub(self.request.first_trained) } else { 0 }
+    }
+
+    /// The plan that keeps nothing but what every plan keeps, with the inputs of the first
+    /// `spooled` trained layers in the scratch file.
+    fn least(&self, spooled: usize) -> Plan {
+        self.build(&vec![0; self.model.layers()], spooled)
+    }
+
+    /// The plan with as few of at most `most` inputs in the scratch file as fit within `room`
+    /// bytes more than `least` takes, which has them all there; the rest of the room is spent.
+    fn fewest_spooled(&self, least: Plan, most: usize, room: u64) -> Plan {
+        let limit = least.peak_bytes.saturating_add(room);
+        let (mut fewest, mut enough, mut best) = (0, most, least);
+        while fewest < enough {
+            let middle = (fewest + enough) / 2;
+            let plan = self.least(middle);
+            if plan.peak_bytes <= limit {
+                (enough, best) = (middle, plan);
+            } else {
+                fewest = middle + 1;
+            }
+        }
+        let room = limit - best.peak_bytes;
+        self.spend(best, room, enough)
+    }
+
     /// The plan that keeps what saves most within `room` bytes more than `least` takes. Kept
     /// values leave the scratch region: where that makes it smaller, what it frees is spent too.
-    fn spend(&self, least: Plan, room: u64) -> Plan {
+    fn spend(&self, least: Plan, room: u64, spooled: usize) -> Plan {
         let limit = least.peak_bytes.saturating_add(room);
         // The region is as large as its fullest layer needs, so it may shrink with the last one.
-        let all = self.build(&self.choose(u64::MAX).0);
+        let all = self.build(&self.choose(u64::MAX).0, spooled);
         if all.peak_bytes <= limit {
             return all;
         }
@@ -294,7 +370,7 @@ impl<'a> Planner<'a> {
         let (mut best, mut room) = (least, room);
         for _ in 0..TRIES {
             let (depth, left) = self.choose(room);
-            let next = self.build(&depth);
+            let next = self.build(&depth, spooled);
             if let Some(over) = next.peak_bytes.checked_sub(limit).filter(|over| *over > 0) {
                 room = room.saturating_sub(over);
                 continue;
@@ -338,8 +414,9 @@ impl<'a> Planner<'a> {
         4 * padded(cols * self.request.tokens) as u64
     }
 
-    /// The plan in which layer i takes the first `depth[i]` choices of its class.
-    fn build(&self, depth: &[usize]) -> Plan {
+    /// The plan in which layer i takes the first `depth[i]` choices of its class, and the inputs of
+    /// the first `spooled` trained layers wait in the scratch file.
+    fn build(&self, depth: &[usize], spooled: usize) -> Plan {
         let tokens = self.request.tokens;
         let mut programs = Vec::new();
         let mut made: BTreeMap<(Class, usize), usize> = BTreeMap::new();
@@ -358,6 +435,7 @@ impl<'a> Planner<'a> {
                 output: 0,
                 kept: vec![],
                 trained,
+                spooled: trained && layer < self.request.first_trained + spooled,
                 params,
             });
             params += programs[at].block.param_len();
@@ -376,6 +454,8 @@ impl<'a> Planner<'a> {
         let stream = scratch;
         let mut end = stream + padded(self.model.hidden() * tokens);
         let mut input = stream;
+        // Where an input was that is in the scratch file by now.
+        let mut free = None;
         for layer in &mut layers {
             layer.input = input;
             layer.output = input;
@@ -384,9 +464,13 @@ impl<'a> Planner<'a> {
                     layer.kept.push(end);
                     end += padded(cols * tokens);
                 }
-                layer.output = end;
-                input = end;
-                end += padded(self.model.hidden() * tokens);
+                layer.output = free.take().unwrap_or_else(|| {
+                    let new = end;
+                    end += padded(self.model.hidden() * tokens);
+                    new
+                });
+                input = layer.output;
+                free = layer.spooled.then_some(layer.input);
             }
         }
         let gradient_len = match self.request.gradients {
@@ -410,6 +494,8 @@ impl<'a> Planner<'a> {
             rows: Vec::new(),
             peak_bytes: 0,
             flops: 0,
+            weights_stay: false,
+            weight_bytes: 0,
         };
         plan.rows = table::rows(&plan, self.request, self.model.hidden());
         plan.peak_bytes = plan.rows.iter().map(|r| r.bytes).sum();
@@ -517,6 +603,12 @@ pub(crate) fn stem(name: &str) -> String {
 }
 
 impl Plan {
+    /// Bytes of the scratch file: each is written and read back once a pass.
+    pub fn spool_bytes(&self, hidden: usize) -> u64 {
+        let spooled = self.layers.iter().filter(|l| l.spooled).count();
+        4 * (spooled * self.tokens * hidden) as u64
+    }
+
     fn count_flops(&self, hidden: usize) -> u64 {
         let program = |p: &Program| -> u64 {
             p.steps

@@ -1,10 +1,10 @@
 //! The plan as a table for people: a line a buffer, whose bytes sum to the peak.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::block::{Life, Value, ValueId};
 use crate::layout::{Place, Placed, Program};
-use crate::plan::{Gradients, Plan, Request, Row, padded, stem};
+use crate::plan::{Gradients, Plan, Request, Row, padded, spool_buffer, stem};
 use crate::step::{Step, Term};
 
 /// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
@@ -43,14 +43,24 @@ pub(crate) fn rows(plan: &Plan, request: &Request, hidden: usize) -> Vec<Row> {
         let shape = format!("{}", plan.param_len);
         rows.push(Row::new(state, shape, params, "whole run", "the optimiser's state"));
     }
-    let trained = plan.layers.iter().filter(|l| l.trained).count();
+    let trained = plan.layers.iter().filter(|l| l.trained);
+    let places: BTreeSet<usize> = trained.map(|l| l.input).chain([plan.last]).collect();
+    let spooled = plan.layers.iter().filter(|l| l.spooled).count();
+    let why = match spooled {
+        0 => "what each block's backward starts from; the last is the head's".to_owned(),
+        _ => format!("{spooled} more wait in the scratch file for their backward"),
+    };
     rows.push(Row::new(
         "block inputs",
-        format!("{} x {tokens} x {hidden}", trained + 1),
-        4 * (trained + 1) as u64 * padded(tokens * hidden) as u64,
+        format!("{} x {tokens} x {hidden}", places.len()),
+        4 * places.len() as u64 * padded(tokens * hidden) as u64,
         "forward to backward",
-        "what each block's backward starts from; the last is the head's",
+        &why,
     ));
+    if spooled > 0 {
+        let (shape, bytes) = ("bytes".into(), spool_buffer(tokens * hidden) as u64);
+        rows.push(Row::new("spool buffer", shape, bytes, "whole run", "to and from the file"));
+    }
     rows.extend(kept_rows(plan));
     rows.extend(scratch_rows(plan, request.backward));
     rows.retain(|r| r.bytes > 0);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use smidgen_graph::layout::{ALIGN, Place, Program};
 use smidgen_graph::ops::Mlp;
-use smidgen_graph::plan::{LayerPrograms, plan};
+use smidgen_graph::plan::{LayerPrograms, WeightPages, plan};
 use smidgen_graph::{
     Access, Activation, Architecture, AttentionShape, Block, BlockBuilder, Budget, Gradients,
     LoraSpec, OverBudget, Plan, Request, RopeShape, RopeStyle, Row, Site, Source, Step, Term,
@@ -151,7 +151,9 @@ fn request(budget: Budget) -> Request {
         optimizer_state: vec!["mean", "mean square"],
         backward: true,
         budget,
+        spool: false,
         fixed: vec![Row::new("known", "bytes".into(), 12_345, "whole run", "a caller's")],
+        weights: WeightPages::default(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The walk over a model's blocks: forward, head, backward, in one arena.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use smidgen_graph::Architecture;
 use smidgen_graph::plan::{Gradients, Plan, Row};
@@ -14,11 +14,12 @@ use crate::exec::{Binding, Frame, HeadState};
 use crate::memory::Meter;
 use crate::pass::{Pass, SegmentLoss};
 use crate::pool::Pool;
-use crate::profile::{Phase, Profile, Work};
+use crate::profile::{Lap, Phase, Profile, Work};
+use crate::spool::Spool;
 use crate::weights::{BlockAt, ModelWeights};
 
 /// How a program is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The instruction set.
     pub kernels: Kernels,
@@ -26,6 +27,8 @@ pub struct Settings {
     pub threads: usize,
     /// Positions that rotations are tabled for: the longest sequence.
     pub positions: usize,
+    /// Where the scratch file goes, if the plan has one.
+    pub spool_folder: Option<PathBuf>,
 }
 
 /// Which way a layer is run.
@@ -59,6 +62,7 @@ macro_rules! frame {
             head: &mut $engine.head,
             profile: &mut $engine.profile,
             phase: $phase,
+            weights_stay: $engine.plan.weights_stay,
         }
     };
 }
@@ -125,9 +129,15 @@ pub struct Engine {
     ropes: Vec<RopeTable>,
     /// Positions that the tables of angles have.
     positions: usize,
+    /// Numbers a token in the hidden state.
+    hidden: usize,
     head: HeadState,
     meter: Meter,
     profile: Profile,
+    /// Layers whose weights are in memory to stay.
+    brought: Vec<bool>,
+    /// The inputs that wait for their backward elsewhere.
+    spool: Option<Spool>,
 }
 
 impl Engine {
@@ -144,6 +154,12 @@ impl Engine {
     ) -> Result<Self> {
         let ropes = model.rope_frequencies();
         let ropes = ropes.iter().map(|f| RopeTable::new(f, settings.positions)).collect();
+        let layers = plan.layers.len();
+        let spooled = plan.layers.iter().filter(|l| l.spooled).count();
+        let folder = settings.spool_folder.as_deref().unwrap_or(Path::new("."));
+        let spool = (spooled > 0)
+            .then(|| Spool::create(folder, spooled, plan.tokens * model.hidden()))
+            .transpose()?;
         Ok(Self {
             kernels: settings.kernels,
             pool: Pool::new(settings.threads, SCRATCH)?,
@@ -151,11 +167,14 @@ impl Engine {
             gradients: sealed(plan.gradient_len)?,
             ropes,
             positions: settings.positions,
+            hidden: model.hidden(),
             head: HeadState::new(plan.tokens, model.hidden()),
             weights,
             plan,
             meter: Meter::default(),
             profile: Profile::default(),
+            brought: vec![false; layers],
+            spool,
         })
     }
 
@@ -230,6 +249,7 @@ impl Engine {
                 return Err(Error::Cancelled);
             }
             self.run_layer(layer, Walk::Forward, pass, params, None)?;
+            self.spool(layer, pass, |spool, index, input| spool.write(index, input))?;
         }
         self.run_head(pass, true)?;
         for layer in (0..self.plan.layers.len()).rev() {
@@ -242,11 +262,12 @@ impl Engine {
             if self.plan.gradients == Gradients::Block {
                 self.gradients[..len].fill(0.0);
             }
+            self.spool(layer, pass, |spool, index, input| spool.read(index, input))?;
             self.run_layer(layer, Walk::Backward, pass, params, None)?;
             if self.plan.gradients == Gradients::Block {
-                let begin = Instant::now();
+                let mut lap = Lap::begin();
                 on_block(range.clone(), &mut params[range], &mut self.gradients[..len]);
-                self.profile.add(Phase::Optimiser, Work::Other, begin.elapsed(), 0);
+                lap.end(&mut self.profile, Phase::Optimiser, Work::Other, 0);
             }
         }
         self.meter.look();
@@ -338,6 +359,7 @@ impl Engine {
         params: &[f32],
         cache: Option<&mut KvCache>,
     ) -> Result<()> {
+        self.bring_weights(layer, walk)?;
         let place = &self.plan.layers[layer];
         let programs = &self.plan.programs[place.programs];
         let program = match walk {
@@ -360,14 +382,50 @@ impl Engine {
             Walk::Backward => Phase::Backward,
             Walk::Forward | Walk::Infer => Phase::Forward,
         };
-        let begin = Instant::now();
-        self.weights.prefetch(layer)?;
-        self.profile.add(Phase::Paging, Work::Other, begin.elapsed(), 0);
         frame!(self, block, program, at, binding, pass, &params[range], gradients, cache, phase)
             .run()?;
-        let begin = Instant::now();
-        self.weights.release(layer);
-        self.profile.add(Phase::Paging, Work::Other, begin.elapsed(), 0);
+        if !self.plan.weights_stay {
+            let mut lap = Lap::begin();
+            self.weights.release(layer);
+            lap.end(&mut self.profile, Phase::Paging, Work::Other, 0);
+        }
+        Ok(())
+    }
+    /// Hands a layer's input to `work` with its number in the scratch file, if it is one of those
+    /// that go there.
+    fn spool(
+        &mut self,
+        layer: usize,
+        pass: &Pass,
+        work: impl FnOnce(&mut Spool, usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let place = &self.plan.layers[layer];
+        let Some(spool) = self.spool.as_mut().filter(|_| place.spooled) else { return Ok(()) };
+        let mut lap = Lap::begin();
+        let index = self.plan.layers[..layer].iter().filter(|l| l.spooled).count();
+        let len = pass.rows() * self.hidden;
+        work(spool, index, &mut self.arena[place.input..place.input + len])?;
+        lap.end(&mut self.profile, Phase::Paging, Work::Other, 0);
+        Ok(())
+    }
+
+    /// Brings a layer's weights into memory, and has the system read those of the next one while
+    /// this one is at work.
+    fn bring_weights(&mut self, layer: usize, walk: Walk) -> Result<()> {
+        if self.brought[layer] {
+            return Ok(());
+        }
+        let mut lap = Lap::begin();
+        self.weights.prefetch(layer)?;
+        let next = match walk {
+            Walk::Forward | Walk::Infer => layer + 1,
+            Walk::Backward => layer.wrapping_sub(1),
+        };
+        if next < self.plan.layers.len() {
+            self.weights.announce(next);
+        }
+        self.brought[layer] = self.plan.weights_stay;
+        lap.end(&mut self.profile, Phase::Paging, Work::Other, 0);
         Ok(())
     }
 }

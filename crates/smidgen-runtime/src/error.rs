@@ -35,6 +35,17 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
+    /// The scratch file can't be made, written or read.
+    #[error(
+        "the scratch file in {} failed: {source}; make room there, name another folder, or give \
+         more memory", .folder.display()
+    )]
+    Spool {
+        /// Where it is.
+        folder: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A token that the model does not have.
     #[error(
         "token id {id} is beyond the model's vocabulary of {vocabulary}; the data was prepared for \

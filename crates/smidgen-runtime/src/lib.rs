@@ -15,6 +15,7 @@ pub mod memory;
 mod pass;
 mod pool;
 pub mod profile;
+mod spool;
 mod weights;
 
 pub use cache::KvCache;

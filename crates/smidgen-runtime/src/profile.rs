@@ -19,7 +19,8 @@ pub enum Phase {
     Head,
     /// The optimiser's update.
     Optimiser,
-    /// Weights brought in from the file and dropped again.
+    /// Weights brought in from the model file and dropped again; values to and from the scratch
+    /// file.
     Paging,
 }
 

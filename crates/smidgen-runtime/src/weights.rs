@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use smidgen_graph::{Architecture, Block, WeightId};
+use smidgen_graph::ops::HEAD_TILE;
+use smidgen_graph::{Architecture, Block, WeightId, WeightPages};
 use smidgen_kernels::QuantMatrix;
 use smidgen_weights::{Gguf, Tensor};
 
@@ -152,20 +153,21 @@ impl ModelWeights {
         self.layers.iter().flatten().chain(&self.head).map(of).sum()
     }
 
-    /// Bytes of the model file that a step has mapped at a time: the largest block, or two tiles
-    /// of the head.
-    pub fn window_bytes(&self) -> u64 {
-        let block = |slots: &Vec<Bound>| -> usize {
+    /// Bytes of the model file that a step has in memory: two layers that follow each other, or
+    /// two tiles of the head, while it drops what it has used; all layers and the head otherwise.
+    pub fn pages(&self) -> WeightPages {
+        let bytes = |slots: &Vec<Bound>| -> usize {
             slots.iter().filter_map(Bound::file_range).map(|r| r.len()).sum()
         };
-        let layers = self.layers.iter().map(block).max().unwrap_or(0);
-        let head = self.head.iter().map(|b| match b {
-            Bound::Matrix(t) => {
-                t.range.len() / t.rows.max(1) * smidgen_graph::ops::HEAD_TILE.min(t.rows) * 2
-            }
+        let layers: Vec<usize> = self.layers.iter().map(bytes).collect();
+        let two = layers.windows(2).map(|pair| pair[0] + pair[1]).max();
+        let two = two.or(layers.first().copied()).unwrap_or(0);
+        let tiles = self.head.iter().map(|b| match b {
+            Bound::Matrix(t) => t.range.len() / t.rows.max(1) * HEAD_TILE.min(t.rows) * 2,
             Bound::Vector(_) => 0,
         });
-        layers.max(head.sum()) as u64
+        let all = layers.iter().sum::<usize>() + bytes(&self.head);
+        WeightPages { window: two.max(tiles.sum()) as u64, all: all as u64 }
     }
 
     pub(crate) fn matrix(&self, at: BlockAt, id: WeightId) -> QuantMatrix<'_> {
@@ -195,6 +197,11 @@ impl ModelWeights {
         &slots[id.0 as usize]
     }
 
+    /// Has the system begin to bring some rows of a matrix into its file cache.
+    pub(crate) fn announce_rows(&self, at: BlockAt, id: WeightId, rows: Range<usize>) {
+        self.gguf.map().announce(row_bytes(self.tensor(at, id), rows));
+    }
+
     /// Brings some rows of a matrix into memory.
     pub(crate) fn prefetch_rows(
         &self,
@@ -208,6 +215,13 @@ impl ModelWeights {
     /// Drops some rows of a matrix from this process's memory.
     pub(crate) fn release_rows(&self, at: BlockAt, id: WeightId, rows: Range<usize>) {
         self.gguf.map().release(row_bytes(self.tensor(at, id), rows));
+    }
+
+    /// Has the system begin to bring a layer's weights into its file cache.
+    pub(crate) fn announce(&self, layer: usize) {
+        for range in &self.ranges[layer] {
+            self.gguf.map().announce(range.clone());
+        }
     }
 
     /// Brings a layer's weights into memory.

@@ -54,11 +54,6 @@ impl Base {
         &self.path
     }
 
-    /// Bytes of the file that are mapped at a time while training.
-    pub fn window_bytes(&self) -> u64 {
-        self.weights.window_bytes()
-    }
-
     /// The same model with the tokenizer of a Hugging Face `tokenizer.json` in place of the one in
     /// the file's metadata, which goes on saying which ids are BOS and EOS. The file is read when
     /// the tokenizer is asked for.

@@ -103,7 +103,7 @@ impl<'a> Evaluator<'a> {
         budget: Budget,
         more: Vec<Row>,
     ) -> Result<Self> {
-        let settings = Settings { kernels: Kernels::detect(), threads, positions };
+        let settings = Settings { kernels: Kernels::detect(), threads, positions, spool_folder: None };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         let mut process = process_row();
         // The adapter is there already and has a line of its own.
@@ -118,7 +118,9 @@ impl<'a> Evaluator<'a> {
             optimizer_state: vec![],
             backward: false,
             budget,
+            spool: false,
             fixed,
+            weights: base.weights.pages(),
         };
         let plan = Arc::new(plan(base.blocks.as_ref(), &request)?);
         smidgen_weights::release_free_heap();

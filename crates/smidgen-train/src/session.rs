@@ -85,6 +85,10 @@ pub struct TrainConfig {
     pub memory: MemoryBudget,
     /// Threads.
     pub threads: usize,
+    /// A folder on a disk for a scratch file, which a budget that is small needs: blocks' inputs
+    /// wait there for their backward. None for no such file. Nothing is written before
+    /// [`Planned::start`], and nothing is left.
+    pub spool: Option<PathBuf>,
 }
 
 impl Default for TrainConfig {
@@ -104,6 +108,7 @@ impl Default for TrainConfig {
             seed: 0,
             memory: MemoryBudget::Auto,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
+            spool: None,
         }
     }
 }
@@ -515,7 +520,12 @@ pub(crate) fn plan_run(
 ) -> Result<(Plan, Settings)> {
     let tokens = data.longest.max(longest_evaluation);
     let settings =
-        Settings { kernels: Kernels::detect(), threads: config.threads, positions: tokens };
+        Settings {
+        kernels: Kernels::detect(),
+        threads: config.threads,
+        positions: tokens,
+        spool_folder: config.spool.clone(),
+    };
     let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
     let held = config.sequences().min(data.sequences);
     fixed.push(Row::new(
@@ -547,7 +557,9 @@ pub(crate) fn plan_run(
         optimizer_state: config.optimizer.state(),
         backward: true,
         budget: config.memory.resolve(),
+        spool: config.spool.is_some(),
         fixed,
+        weights: base.weights.pages(),
     };
     let plan = plan(base.blocks.as_ref(), &request)?;
     // Plans that were tried and dropped.

@@ -98,6 +98,28 @@ fn budgets_change_nothing() {
 }
 
 #[test]
+fn a_scratch_file_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let most = std::cell::Cell::new(0);
+    each_model(|model, adapter, run, batches| {
+        let all = train(model, adapter, run, batches, None);
+        let spooling = Run { spool: Some(folder.path().to_owned()), ..run.clone() };
+        for budget in spooling.budgets(model.blocks.as_ref(), 12) {
+            let run = Run { budget, threads: 2, ..spooling.clone() };
+            let plan = model.plan(&run).expect("a plan");
+            most.set(most.get().max(plan.layers.iter().filter(|l| l.spooled).count()));
+            let found = train(model, adapter, &run, batches, None);
+            assert!(found == all, "{} under {budget:?}", model.info.family);
+        }
+        let peak = |run: &Run| model.plan(run).expect("a plan").peak_bytes;
+        let least = |run: &Run| Run { budget: Budget::Least, ..run.clone() };
+        assert!(peak(&least(&spooling)) <= peak(&least(run)), "{}", model.info.family);
+    });
+    assert!(most.get() >= 2, "at most {} inputs went to the file", most.get());
+    assert_eq!(folder.path().read_dir().expect("a folder").count(), 0, "something is left");
+}
+
+#[test]
 fn widths_of_mlp_tiles_change_nothing() {
     each_model(|model, adapter, run, batches| {
         let planned = train(model, adapter, run, batches, None);

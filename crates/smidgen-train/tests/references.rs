@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use smidgen_graph::plan::{Request, plan};
-use smidgen_graph::{Budget, Factor, Gradients};
+use smidgen_graph::{Budget, Factor, Gradients, WeightPages};
 use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
 use smidgen_runtime::{Engine, Pass, Settings};
@@ -144,7 +144,7 @@ fn to_checkpoint(base: &Base, k: usize, factor: Factor, ours: &[f32]) -> Vec<f32
 
 /// Loss and all gradients of one sequence.
 fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f64, Vec<f32>) {
-    let settings = Settings { kernels: Kernels::detect(), threads: 2, positions: ids.len() };
+    let settings = Settings { kernels: Kernels::detect(), threads: 2, positions: ids.len(), spool_folder: None };
     let request = Request {
         tokens: ids.len(),
         lora: adapter.spec().clone(),
@@ -153,7 +153,9 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         optimizer_state: vec![],
         backward: true,
         budget: Budget::Least,
+        spool: false,
         fixed: vec![],
+        weights: WeightPages::default(),
     };
     let plan = Arc::new(plan(base.blocks(), &request).expect("a plan"));
     let weights = Arc::clone(base.weights());

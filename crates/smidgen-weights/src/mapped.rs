@@ -58,6 +58,18 @@ impl Mapped {
         &self.map
     }
 
+    /// Has the system begin to read the pages of `range` (bytes) into its file cache, while this
+    /// process goes on. Nothing is mapped, and an error shows when the pages are asked for.
+    ///
+    /// # Panics
+    /// If `range` is not within the file.
+    pub fn announce(&self, range: Range<usize>) {
+        self.check(&range);
+        if !range.is_empty() {
+            let _ = self.map.advise_range(Advice::WillNeed, range.start, range.len());
+        }
+    }
+
     /// Brings the pages of `range` (bytes) into memory, from the disk where need be, and returns
     /// when they are there.
     ///

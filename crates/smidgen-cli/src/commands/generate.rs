@@ -80,7 +80,7 @@ pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
         seconds: begin.elapsed().as_secs_f64(),
         planned_peak_bytes: evaluator.plan().peak_bytes,
         peak_memory_bytes: Some(evaluator.peak_bytes()).filter(|&bytes| bytes > 0),
-        weight_window_bytes: base.window_bytes(),
+        weight_window_bytes: evaluator.plan().weight_bytes,
         notes,
     })
 }

@@ -22,7 +22,7 @@ pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
         let longest = longest(args);
         let plan = plan_ahead(&base, longest, &config)?;
         ui.say(&format!("data      none given: planned for sequences of {longest} tokens"));
-        return tell(&ui, &base, &plan, Report::new(&base, &plan));
+        return tell(&ui, &plan, Report::new(&base, &plan));
     };
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, path)?;
@@ -39,11 +39,11 @@ pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
     report.notes = planned.notes().iter().map(|note| note.0.clone()).collect();
     say_notes(&ui, &report.notes);
     report.notes.extend(data.notes);
-    tell(&ui, planned.base(), planned.plan(), report)
+    tell(&ui, planned.plan(), report)
 }
 
-fn tell(ui: &Ui, base: &smidgen::Base, plan: &smidgen::Plan, mut report: Report) -> Result<()> {
-    ui.say(&format!("\n{}", table::plan(plan, base.window_bytes())));
+fn tell(ui: &Ui, plan: &smidgen::Plan, mut report: Report) -> Result<()> {
+    ui.say(&format!("\n{}", table::plan(plan)));
     report.rows = plan.rows.iter().map(Into::into).collect();
     ui.report(&report)
 }

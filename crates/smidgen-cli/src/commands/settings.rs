@@ -1,5 +1,7 @@
 //! The settings of a run, from the flags of `train` and `plan`.
 
+use std::path::PathBuf;
+
 use smidgen::{
     Adapter, Base, Error, Length, LoraConfig, OptimizerConfig, Shape, TargetModules, TrainConfig,
     plan_ahead,
@@ -36,7 +38,21 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         seed: optimizer.seed,
         memory: args.machine.memory,
         threads: args.machine.threads(),
+        spool: spool(args)?,
     })
+}
+
+/// Where the scratch file goes: a folder that is there, or the output, which will be.
+fn spool(args: &TrainArgs) -> Result<Option<PathBuf>> {
+    match (&args.spool_dir, &args.output) {
+        _ if args.no_spool => Ok(None),
+        (Some(folder), _) if !folder.is_dir() => {
+            let folder = folder.display();
+            Err(Failure::usage(format!("--spool-dir {folder}: no folder is there; make it")))
+        }
+        (Some(folder), _) => Ok(Some(folder.clone())),
+        (None, output) => Ok(Some(output.clone().unwrap_or_default())),
+    }
 }
 
 /// An optimiser with the given weight decay or its default.

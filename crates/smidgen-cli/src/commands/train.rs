@@ -67,7 +67,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     say_adapter(ui, planned.adapter());
     say_notes(ui, &report.notes);
     report.notes.extend(data.notes);
-    ui.say(&format!("\n{}\n", table::plan(planned.plan(), planned.base().window_bytes())));
+    ui.say(&format!("\n{}\n", table::plan(planned.plan())));
 
     let mut session = planned.start()?;
     created.keep();

@@ -24,18 +24,12 @@ pub(crate) fn decode_bf16(blocks: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The scale at the head of a block.
-#[inline(always)]
-pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
-    half_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
-}
-
 /// The f32 of the same value.
 ///
 /// No branch, so that loops of it become vector code, and no operand that is subnormal as an
 /// f32, so that a flush-to-zero mode does not change it. A NaN keeps its bits.
 #[inline(always)]
-fn half_to_f32(half: u16) -> f32 {
+pub(crate) fn half_to_f32(half: u16) -> f32 {
     const REBIAS: u32 = (127 - 15) << 23;
     const INFINITY: u32 = 0x7c00 << 13;
     let sign = u32::from(half & 0x8000) << 16;

@@ -17,7 +17,8 @@ use std::ops::Range;
 use crate::arch::Kernels;
 
 pub(crate) use bytes::ByteOps;
-pub(crate) use coded::{Coded, MAX_GROUPS, MAX_LEN};
+pub(crate) use coded::{Coded, MAX_GROUPS};
+pub(crate) use float::half_to_f32;
 use float::{decode_bf16, decode_f16, decode_f32};
 pub(crate) use q4_0::Q4_0;
 pub(crate) use q4_1::Q4_1;
@@ -163,6 +164,22 @@ impl<'a> QuantMatrix<'a> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let len = self.cols / self.format.block_len() * self.format.block_bytes();
         &self.bytes[row * self.row_bytes..][..len]
+    }
+
+    /// Bytes from a row of the view to the next.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// [`QuantMatrix::row_blocks`] of the rows of `range`, for a format known when compiling.
+    #[inline(always)]
+    pub(crate) fn coded_rows<F: Coded>(
+        self,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = &'a [u8]> {
+        assert!(range.end <= self.rows, "rows {range:?}");
+        let len = self.cols / F::LEN * F::BYTES;
+        range.map(move |row| &self.bytes[row * self.row_bytes..][..len])
     }
 
     /// The rows of `range`.

@@ -8,8 +8,7 @@
 //! value = d (q - 8).
 
 use super::bytes::ByteOps;
-use super::coded::{Coded, Scales, bytes_at};
-use super::float::half_at;
+use super::coded::{Coded, Factors, bytes_at, half_at};
 
 /// See the module.
 pub(crate) struct Q4_0;
@@ -21,9 +20,13 @@ impl Coded for Q4_0 {
     const OFFSET: bool = false;
 
     #[inline(always)]
-    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) -> Scales {
+    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) {
         let q = set.nibbles(bytes_at(block, 2));
         set.store(set.sub(q, 8), &mut codes[0]);
-        Scales::one(half_at(block, 0), 0.0)
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8]) -> Factors {
+        Factors::one(half_at(block, 0), 0)
     }
 }

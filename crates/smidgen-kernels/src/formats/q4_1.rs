@@ -9,8 +9,7 @@
 //! value = d q + m.
 
 use super::bytes::ByteOps;
-use super::coded::{Coded, Scales, bytes_at};
-use super::float::half_at;
+use super::coded::{Coded, Factors, bytes_at, half_at};
 
 /// See the module.
 pub(crate) struct Q4_1;
@@ -22,8 +21,12 @@ impl Coded for Q4_1 {
     const OFFSET: bool = true;
 
     #[inline(always)]
-    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) -> Scales {
+    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) {
         set.store(set.nibbles(bytes_at(block, 4)), &mut codes[0]);
-        Scales::one(half_at(block, 0), half_at(block, 2))
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8]) -> Factors {
+        Factors::one(half_at(block, 0), half_at(block, 2))
     }
 }

@@ -4,13 +4,13 @@
 //! |---|---|
 //! | 0..2 | d, f16 |
 //! | 2..4 | dmin, f16 |
-//! | 4..16 | 8 scales s and 8 minima m of 6 bits, see [`six_bit_scales`] |
+//! | 4..16 | 8 scales s and 8 minima m of 6 bits, see [`six_bit_factors`] |
 //! | 16..144 | q, nibbles: 32 bytes have one group low and the next high |
 //!
 //! value = (d s) q - (dmin m).
 
 use super::bytes::ByteOps;
-use super::coded::{Coded, Scales, bytes_at, six_bit_scales};
+use super::coded::{Coded, Factors, bytes_at, six_bit_factors};
 
 /// See the module.
 pub(crate) struct Q4K;
@@ -22,12 +22,16 @@ impl Coded for Q4K {
     const OFFSET: bool = true;
 
     #[inline(always)]
-    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) -> Scales {
+    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) {
         for (p, [low, high]) in codes.as_chunks_mut().0.iter_mut().take(4).enumerate() {
             let bytes = set.load(bytes_at(block, 16 + 32 * p));
             set.store(set.shift_and(bytes, 0, 15), low);
             set.store(set.shift_and(bytes, -4, 15), high);
         }
-        six_bit_scales(block)
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8]) -> Factors {
+        six_bit_factors(block)
     }
 }

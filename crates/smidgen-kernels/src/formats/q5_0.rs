@@ -9,8 +9,7 @@
 //! value = d (q - 16).
 
 use super::bytes::ByteOps;
-use super::coded::{Coded, Scales, bytes_at};
-use super::float::half_at;
+use super::coded::{Coded, Factors, bytes_at, half_at};
 
 /// See the module.
 pub(crate) struct Q5_0;
@@ -22,10 +21,14 @@ impl Coded for Q5_0 {
     const OFFSET: bool = false;
 
     #[inline(always)]
-    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) -> Scales {
+    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) {
         let fifth = set.fifth_bits(*bytes_at(block, 2));
         let q = set.or(set.nibbles(bytes_at(block, 6)), fifth);
         set.store(set.sub(q, 16), &mut codes[0]);
-        Scales::one(half_at(block, 0), 0.0)
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8]) -> Factors {
+        Factors::one(half_at(block, 0), 0)
     }
 }

@@ -12,8 +12,7 @@
 //! value = (d s) (q - 32).
 
 use super::bytes::ByteOps;
-use super::coded::{Coded, Scales, bytes_at};
-use super::float::half_at;
+use super::coded::{Coded, Factors, bytes_at, half_at};
 
 /// See the module.
 pub(crate) struct Q6K;
@@ -25,7 +24,7 @@ impl Coded for Q6K {
     const OFFSET: bool = false;
 
     #[inline(always)]
-    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) -> Scales {
+    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) {
         for (h, quarters) in codes.as_chunks_mut::<4>().0.iter_mut().take(2).enumerate() {
             let even = set.load(bytes_at(block, 64 * h));
             let odd = set.load(bytes_at(block, 64 * h + 32));
@@ -37,11 +36,11 @@ impl Coded for Q6K {
                 set.store(set.sub(q, 32), codes);
             }
         }
-        let d = half_at(block, 208);
-        let mut scales = Scales::one(0.0, 0.0);
-        for (scale, &s) in scales.scale.iter_mut().zip(&block[192..208]) {
-            *scale = d * f32::from(s as i8);
-        }
-        scales
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8]) -> Factors {
+        let multipliers = bytes_at::<16>(block, 192).map(|byte| byte as i8);
+        Factors { scale: half_at(block, 208), offset: 0, multipliers }
     }
 }

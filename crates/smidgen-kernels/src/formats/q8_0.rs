@@ -8,8 +8,7 @@
 //! value = d q.
 
 use super::bytes::ByteOps;
-use super::coded::{Coded, Scales, bytes_at};
-use super::float::half_at;
+use super::coded::{Coded, Factors, bytes_at, half_at};
 
 /// See the module.
 pub(crate) struct Q8_0;
@@ -21,8 +20,12 @@ impl Coded for Q8_0 {
     const OFFSET: bool = false;
 
     #[inline(always)]
-    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) -> Scales {
+    fn unpack<S: ByteOps>(set: S, block: &[u8], codes: &mut [[i8; 32]]) {
         set.store(set.load(bytes_at(block, 2)), &mut codes[0]);
-        Scales::one(half_at(block, 0), 0.0)
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8]) -> Factors {
+        Factors::one(half_at(block, 0), 0)
     }
 }

@@ -32,6 +32,8 @@ pub struct HeadState {
     row: Vec<f32>,
     /// One a sequence of the pass.
     pub losses: Vec<SegmentLoss>,
+    /// Whether the whole vocabulary's weights are in memory to stay.
+    brought: bool,
 }
 
 impl HeadState {
@@ -44,6 +46,7 @@ impl HeadState {
             factors: Vec::with_capacity(tokens),
             row: vec![0.0; hidden],
             losses: Vec::with_capacity(tokens),
+            brought: false,
         }
     }
 
@@ -127,7 +130,7 @@ impl Frame<'_> {
             return Ok(());
         }
         let mut lap = Lap::begin();
-        self.weights.prefetch_rows(self.at, weight, tile.clone())?;
+        self.bring_rows(weight, tile.clone())?;
         lap.end(self.profile, Phase::Paging, Work::Other, 0);
         let w = self.weights.matrix(self.at, weight).rows_range(tile.clone());
         let (kernels, flops) = (self.kernels, 2 * (rows * tile.len() * hidden) as u64);
@@ -164,9 +167,29 @@ impl Frame<'_> {
             });
             lap.end(self.profile, Phase::Head, Work::Gemm, flops);
         }
-        self.weights.release_rows(self.at, weight, tile);
+        self.drop_rows(weight, tile);
         lap.end(self.profile, Phase::Paging, Work::Other, 0);
         Ok(())
+    }
+
+    /// Brings a tile of the vocabulary into memory, and has the system read the next one while
+    /// this one is at work.
+    fn bring_rows(&mut self, weight: WeightId, tile: Range<usize>) -> Result<()> {
+        if self.head.brought {
+            return Ok(());
+        }
+        let vocabulary = self.weights.tensor(self.at, weight).rows;
+        let next = tile.end..(tile.end + tile.len()).min(vocabulary);
+        self.head.brought = self.weights_stay && next.is_empty();
+        self.weights.prefetch_rows(self.at, weight, tile)?;
+        self.weights.announce_rows(self.at, weight, next);
+        Ok(())
+    }
+
+    fn drop_rows(&self, weight: WeightId, tile: Range<usize>) {
+        if !self.weights_stay {
+            self.weights.release_rows(self.at, weight, tile);
+        }
     }
 
     /// Losses a sequence; the gradient's rows finished and moved back to where they belong.
@@ -253,12 +276,12 @@ impl Frame<'_> {
         let kernels = self.kernels;
         for first in (0..vocabulary).step_by(HEAD_TILE) {
             let tile = first..(first + HEAD_TILE).min(vocabulary);
-            self.weights.prefetch_rows(self.at, weight, tile.clone())?;
+            self.bring_rows(weight, tile.clone())?;
             let w = whole.rows_range(tile.clone());
             let mut logits = vec![0.0; rows * tile.len()];
             multiply(self.pool, kernels, MatMut::new(&mut logits, rows, tile.len()), a, w);
             visit(first, MatRef::new(&logits, rows, tile.len()));
-            self.weights.release_rows(self.at, weight, tile);
+            self.drop_rows(weight, tile);
         }
         Ok(())
     }

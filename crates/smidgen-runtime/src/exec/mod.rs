@@ -50,6 +50,8 @@ pub struct Frame<'a> {
     pub profile: &'a mut Profile,
     /// What the program's steps count as, but for forward values made again.
     pub phase: Phase,
+    /// Whether weights stay in memory once they are there.
+    pub weights_stay: bool,
 }
 
 impl Frame<'_> {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use smidgen_graph::plan::{Plan, Request, plan};
-use smidgen_graph::{Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget};
+use smidgen_graph::{
+    Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, WeightPages,
+};
 use smidgen_kernels::{Kernels, Philox};
 use smidgen_models::{Info, SITES};
 use smidgen_runtime::{Dropout, Engine, ModelWeights, Pass, Settings};
@@ -97,6 +99,8 @@ pub struct Run {
     pub threads: usize,
     /// A width of MLP tiles instead of the planner's.
     pub mlp_tile: Option<usize>,
+    /// A folder for a scratch file.
+    pub spool: Option<std::path::PathBuf>,
 }
 
 impl Run {
@@ -110,6 +114,7 @@ impl Run {
             kernels: Kernels::detect(),
             threads: 1,
             mlp_tile: None,
+            spool: None,
         }
     }
 
@@ -122,7 +127,9 @@ impl Run {
             optimizer_state: vec![],
             backward: true,
             budget: self.budget,
+            spool: self.spool.is_some(),
             fixed: vec![],
+            weights: WeightPages::default(),
         };
         match self.mlp_tile {
             Some(width) => plan(&Tiled { blocks, width }, &request),
@@ -133,7 +140,8 @@ impl Run {
     pub fn engine(&self, blocks: &dyn Architecture, weights: &Arc<ModelWeights>) -> Engine {
         let plan = Arc::new(self.plan(blocks).expect("a budget that suffices"));
         let (kernels, threads, positions) = (self.kernels, self.threads, self.tokens);
-        let settings = Settings { kernels, threads, positions };
+        let spool_folder = self.spool.clone();
+        let settings = Settings { kernels, threads, positions, spool_folder };
         Engine::new(blocks, Arc::clone(weights), plan, &settings).expect("an engine")
     }
 
