@@ -7,7 +7,7 @@ set -euo pipefail
 models=$1 text=$2
 here=$(cd "$(dirname "$0")" && pwd)
 smidgen="${CARGO_TARGET_DIR:-$here/../target}/release/smidgen"
-work=$(mktemp -d)
+work=$(mktemp -d -p "${TMPDIR:-/var/tmp}") # on a disk: the scratch file goes there
 trap 'rm -rf "$work"' EXIT
 
 echo "| model | settings | planned MB | measured MB | planned / measured | seconds a step |"
@@ -22,7 +22,7 @@ planned, measured, seconds = r["planned_peak_bytes"], r["peak_memory_bytes"], r[
 print(f"| {sys.argv[1]} | `{sys.argv[2]}` | {planned/1e6:.1f} | {measured/1e6:.1f} | {planned/measured:.3f} | {seconds:.2f} |")
 ' "$name" "$*"
 }
-for settings in "--memory min --optimizer sgd" "--memory min" "--memory 150MB" "--memory unlimited"; do
+for settings in "--memory min --optimizer sgd" "--memory min --optimizer sgd --no-spool" "--memory min" "--memory 150MB" "--memory unlimited"; do
     run "SmolLM2-135M Q4_1" SmolLM2-135M-Instruct.Q4_1.gguf $settings
     run "Gemma 3 270M Q4_K_M" gemma-3-270m-Q4_K_M.gguf $settings
     run "Qwen2.5-Coder-0.5B Q4_K_M" qwen2.5-coder-0.5b-instruct-q4_k_m.gguf $settings

@@ -94,7 +94,7 @@ fn elementwise(group: &mut Group<'_>, kernels: Kernels, x: MatRef<'_>) {
 fn softmax(group: &mut Group<'_>, kernels: Kernels, logits: MatRef<'_>) {
     let (mut y, mut rescale) = (vec![0.0; ROWS * COLS], vec![1.0; ROWS]);
     let (targets, mut states) = (vec![3; ROWS], vec![RowState::NEW; ROWS]);
-    group.bench_function("copy+softmax_tile", |bencher| {
+    group.bench_function("softmax_tile_with_copy", |bencher| {
         bencher.iter(|| {
             kernels.copy(logits, out(&mut y));
             kernels.softmax_tile(out(&mut y), 0, &targets, &mut states, &mut rescale);
