@@ -1,15 +1,23 @@
 //! Threads that take tiles of work from one iterator.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::engine::sealed;
 use crate::error::{Error, Result};
+
+/// How long a helper without work stays awake. Calls of a step follow each other within
+/// microseconds, and waking takes tens of them, often first on the caller's own core.
+const AWAKE: Duration = Duration::from_micros(200);
 
 /// A fixed number of threads, each with scratch memory of its own. The caller's is one of them.
 #[derive(Debug)]
 pub struct Pool {
     helpers: Option<rayon::ThreadPool>,
     scratch: Vec<Vec<f32>>,
+    /// Calls of [`Pool::run`] so far.
+    calls: Arc<AtomicUsize>,
 }
 
 impl Pool {
@@ -30,7 +38,7 @@ impl Pool {
             .transpose()
             .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
         let scratch = (0..threads).map(|_| sealed(scratch_len)).collect::<Result<_>>()?;
-        Ok(Self { helpers, scratch })
+        Ok(Self { helpers, scratch, calls: Arc::default() })
     }
 
     /// How many threads there are.
@@ -58,12 +66,27 @@ impl Pool {
                 work(task, scratch);
             }
         };
+        let awake = others.len();
+        let call = self.calls.fetch_add(1, Ordering::Release) + 1;
         helpers.in_place_scope(|scope| {
             for scratch in others {
                 scope.spawn(|_| take(scratch));
             }
             take(own);
         });
+        for _ in 0..awake {
+            let calls = Arc::clone(&self.calls);
+            helpers.spawn(move || stay_awake(&calls, call));
+        }
+    }
+}
+
+/// Waits for the call after `call`, but not for long.
+fn stay_awake(calls: &AtomicUsize, call: usize) {
+    let begin = Instant::now();
+    while calls.load(Ordering::Acquire) == call && begin.elapsed() < AWAKE {
+        // Another process may need this core more.
+        std::thread::yield_now();
     }
 }
 

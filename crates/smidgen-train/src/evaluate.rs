@@ -103,7 +103,8 @@ impl<'a> Evaluator<'a> {
         budget: Budget,
         more: Vec<Row>,
     ) -> Result<Self> {
-        let settings = Settings { kernels: Kernels::detect(), threads, positions, spool_folder: None };
+        let settings =
+            Settings { kernels: Kernels::detect(), threads, positions, spool_folder: None };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         let mut process = process_row();
         // The adapter is there already and has a line of its own.

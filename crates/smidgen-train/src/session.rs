@@ -519,8 +519,7 @@ pub(crate) fn plan_run(
     process: Row,
 ) -> Result<(Plan, Settings)> {
     let tokens = data.longest.max(longest_evaluation);
-    let settings =
-        Settings {
+    let settings = Settings {
         kernels: Kernels::detect(),
         threads: config.threads,
         positions: tokens,

@@ -144,7 +144,12 @@ fn to_checkpoint(base: &Base, k: usize, factor: Factor, ours: &[f32]) -> Vec<f32
 
 /// Loss and all gradients of one sequence.
 fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f64, Vec<f32>) {
-    let settings = Settings { kernels: Kernels::detect(), threads: 2, positions: ids.len(), spool_folder: None };
+    let settings = Settings {
+        kernels: Kernels::detect(),
+        threads: 2,
+        positions: ids.len(),
+        spool_folder: None,
+    };
     let request = Request {
         tokens: ids.len(),
         lora: adapter.spec().clone(),

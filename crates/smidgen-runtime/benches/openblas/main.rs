@@ -1,6 +1,6 @@
 //! The fused GEMM against OpenBLAS's sgemm on the same numbers, in interleaved pairs.
 //!
-//! `cargo bench -p smidgen-kernels --bench openblas -- [FLAGS]`; `--help` lists the flags. A round
+//! `cargo bench -p smidgen-runtime --bench openblas -- [FLAGS]`; `--help` lists the flags. A round
 //! measures every number of threads: OpenBLAS and the fused GEMM after each other, taking turns
 //! at going first. A measurement is the median of as many calls as fill some milliseconds, after
 //! one call that wakes the threads (a call that fills them alone is taken as it is) and a pause,
