@@ -19,7 +19,7 @@ pub fn plan(plan: &Plan) -> String {
     let total = ["peak", "", &grouped(plan.peak_bytes), "", "the sum"];
     let why = "beside the peak: read-only pages of the model file, the system's to drop";
     let life = if plan.weights_stay { "whole run" } else { "two blocks" };
-    let window = ["weights", "", &grouped(plan.weight_bytes), life, why];
+    let window = ["weight window", "", &grouped(plan.weight_bytes), life, why];
     rows.extend([total, window].map(|row| row.map(str::to_owned)));
     let mut lines = aligned(&rows);
     let rule = "-".repeat(RULE);

@@ -137,6 +137,36 @@ fn losses_depend_on_neither_threads_nor_memory() {
 }
 
 #[test]
+fn a_scratch_file_saves_memory_and_leaves_nothing() {
+    let place = Place::new();
+    let plan = |flags: &str| {
+        let line = format!("plan -m MODEL --memory min --optimizer sgd {flags}");
+        place.report(&line)["planned_peak_bytes"].as_u64().unwrap()
+    };
+    let (with, without) = (plan(""), plan("--no-spool"));
+    assert!(with < without, "{with} against {without}");
+    fs::create_dir(place.path("disk")).unwrap();
+    let losses = |flags: &str| {
+        let line = "train -m MODEL --data text.txt --iters 3 --max-seq-length 48 --optimizer sgd";
+        let report = place.report(&format!("{line} -o out {flags}"));
+        let measured = report["peak_memory_bytes"].as_u64().unwrap();
+        assert!(measured <= report["planned_peak_bytes"].as_u64().unwrap(), "{report}");
+        fs::read_to_string(place.path("out/smidgen/metrics.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].as_f64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let all = losses("--memory unlimited");
+    assert_eq!(losses("--memory min --spool-dir disk"), all);
+    assert_eq!(losses("--memory min --no-spool"), all);
+    assert_eq!(fs::read_dir(place.path("disk")).unwrap().count(), 0);
+    let said = place.failure("plan -m MODEL --spool-dir none", 2);
+    assert!(said.contains("--spool-dir none"), "{said}");
+    place.failure("plan -m MODEL --spool-dir disk --no-spool", 2);
+}
+
+#[test]
 fn plan_sums_to_its_peak() {
     let place = Place::new();
     let sum = |report: &Value| -> u64 {
