@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smidgen_graph::{Source, Step};
-use smidgen_kernels::{
-    GEMM_SCRATCH, GRAIN, Init, Kernels, MatMut, MatRef, Matrix, Operand, Term, Tiling,
-};
+use smidgen_kernels::{GEMM_SCRATCH, GRAIN, Init, Kernels, MatMut, MatRef, Matrix, Operand, Term};
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -43,13 +41,9 @@ impl GemmRate {
         let [m, k, n] = Self::SHAPE;
         let matrix = Matrix::Dense(MatRef::new(&self.w, n, k));
         let term = Term { a: MatRef::new(&self.x, m, k), b: Operand { matrix, transposed: true } };
-        let tiling = Tiling::of([term.b], self.pool.threads());
-        let (kernels, begin) = (self.kernels, Instant::now());
-        let tasks = tiling.tasks(MatMut::new(&mut self.y, m, n));
-        self.pool.run(tasks, |(row, col, c), scratch| {
-            let part = term.part(row..row + c.rows(), col..col + c.cols());
-            kernels.gemm(c, Init::Zero, 1.0, &[part], scratch);
-        });
+        let begin = Instant::now();
+        let y = MatMut::new(&mut self.y, m, n);
+        self.pool.gemm(self.kernels, y, Init::Zero, 1.0, &[term]);
         2.0 * (m * k * n) as f64 / begin.elapsed().as_secs_f64()
     }
 }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use smidgen_kernels::{Init, Kernels, MatMut, Term, Tiling};
+
 use crate::engine::sealed;
 use crate::error::{Error, Result};
 
@@ -78,6 +80,29 @@ impl Pool {
             let calls = Arc::clone(&self.calls);
             helpers.spawn(move || stay_awake(&calls, call));
         }
+    }
+}
+
+impl Pool {
+    /// [`Kernels::gemm`] on all threads: a task for each tile of `c`.
+    pub fn gemm(
+        &mut self,
+        kernels: Kernels,
+        c: MatMut<'_>,
+        init: Init<'_>,
+        scale: f32,
+        terms: &[Term<'_>],
+    ) {
+        let tiling = Tiling::of(terms.iter().map(|t| t.b), self.threads());
+        self.run(tiling.tasks(c), |(row, col, c), scratch| {
+            let (m, n) = (row..row + c.rows(), col..col + c.cols());
+            let init = match init {
+                Init::Bias(bias) => Init::Bias(&bias[n.clone()]),
+                init => init,
+            };
+            let part: Vec<Term<'_>> = terms.iter().map(|t| t.part(m.clone(), n.clone())).collect();
+            kernels.gemm(c, init, scale, &part, scratch);
+        });
     }
 }
 

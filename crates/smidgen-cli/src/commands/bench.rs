@@ -64,23 +64,24 @@ fn speed(args: &BenchArgs, model: ModelArgs, stop: &Stop) -> Result<()> {
     };
     let cases = cases(args);
     let mut progress = Progress::new("measuring case", 0);
-    let mut reports = Vec::new();
+    let mut measured = Vec::new();
     for (i, case) in cases.iter().enumerate() {
         progress.at(i as u64 + 1, cases.len() as u64, String::new);
-        reports.push(bench(&base, *case, &settings, stop.flag()));
+        let report =
+            bench(&base, *case, &settings, stop.flag()).inspect_err(|_| progress.clear())?;
+        measured.push(Case::of(&report));
     }
     progress.clear();
-    let reports = reports.into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
-    ui.say(&format!("\n{}\n", overview(&reports)));
-    for report in &reports {
-        ui.say(&format!("{}\n", phases(report)));
+    ui.say(&format!("\n{}\n", overview(&measured)));
+    for case in &measured {
+        ui.say(&format!("{}\n", phases(case)));
     }
-    let cases = reports.iter().map(Case::of).collect();
-    ui.report(&Report { model: path_text(&model.model), optimizer: args.optimizer.name(), cases })
+    let (model, optimizer) = (path_text(&model.model), args.optimizer.name());
+    ui.report(&Report { model, optimizer, cases: measured })
 }
 
 /// A line a case.
-fn overview(reports: &[BenchReport]) -> String {
+fn overview(cases: &[Case]) -> String {
     let head = [
         "tokens",
         "rank",
@@ -98,13 +99,12 @@ fn overview(reports: &[BenchReport]) -> String {
         "/ 2 forwards",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for report in reports {
-        let case = Case::of(report);
+    for case in cases {
         rows.push(vec![
             case.tokens.to_string(),
             case.rank.to_string(),
             case.threads.to_string(),
-            case.memory,
+            case.memory.clone(),
             megabytes(case.planned_bytes),
             seconds(case.step_seconds),
             seconds(case.step_seconds_least),
@@ -121,11 +121,10 @@ fn overview(reports: &[BenchReport]) -> String {
 }
 
 /// A case's phases: a line each.
-fn phases(report: &BenchReport) -> String {
-    let case = &report.case;
+fn phases(case: &Case) -> String {
     let head = ["phase", "GEMM", "attention", "other", "share", "GEMM GFLOP/s"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for part in Case::of(report).phases {
+    for part in &case.phases {
         rows.push(vec![
             part.phase.to_owned(),
             seconds(part.gemm_seconds),
@@ -137,10 +136,7 @@ fn phases(report: &BenchReport) -> String {
     }
     let title = format!(
         "{} tokens, rank {}, {} threads, memory {}: where a step's time goes",
-        case.tokens,
-        case.rank,
-        case.threads,
-        memory(case.memory)
+        case.tokens, case.rank, case.threads, case.memory
     );
     format!("{title}\n{}", table::right(&rows))
 }

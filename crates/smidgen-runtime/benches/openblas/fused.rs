@@ -1,6 +1,6 @@
 //! The fused GEMM on several threads, as the runtime's GEMM steps are.
 
-use smidgen_kernels::{GEMM_SCRATCH, Init, Kernels, MatMut, MatRef, Operand, Term, Tiling};
+use smidgen_kernels::{GEMM_SCRATCH, Init, Kernels, MatMut, MatRef, Operand, Term};
 use smidgen_runtime::Pool;
 
 /// Threads that take tiles of one product, the caller's included.
@@ -18,10 +18,6 @@ impl Team {
 
     /// `c` (m x n) = `a` (m x k) times `b`.
     pub fn gemm(&mut self, kernels: Kernels, a: MatRef<'_>, b: Operand<'_>, c: MatMut<'_>) {
-        let (term, tiling) = (Term { a, b }, Tiling::of([b], self.threads()));
-        self.0.run(tiling.tasks(c), |(row, col, c), scratch| {
-            let part = term.part(row..row + c.rows(), col..col + c.cols());
-            kernels.gemm(c, Init::Zero, 1.0, &[part], scratch);
-        });
+        self.0.gemm(kernels, c, Init::Zero, 1.0, &[Term { a, b }]);
     }
 }

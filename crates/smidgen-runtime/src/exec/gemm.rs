@@ -47,20 +47,12 @@ impl Frame<'_> {
                 Term { a: a.cols_range(p.a_cols.clone()), b }
             })
             .collect();
-        let init = |tile: &Range<usize>| match (start, bias) {
+        let init = match (start, bias) {
             (Start::Value(_), _) => Init::Keep,
-            (_, Some(bias)) => Init::Bias(&bias[tile.clone()]),
+            (_, Some(bias)) => Init::Bias(bias),
             _ => Init::Zero,
         };
-        let tiling = Tiling::of(terms.iter().map(|t| t.b), self.pool.threads());
-        let tiles = tiling.tasks(MatMut::new(c, rows, cols));
-        let kernels = self.kernels;
-        self.pool.run(tiles, |(row, col, tile), scratch| {
-            let (m, n) = (row..row + tile.rows(), col..col + tile.cols());
-            let init = init(&n);
-            let local: Vec<Term<'_>> = terms.iter().map(|t| t.part(m.clone(), n.clone())).collect();
-            kernels.gemm(tile, init, scale, &local, scratch);
-        });
+        self.pool.gemm(self.kernels, MatMut::new(c, rows, cols), init, scale, &terms);
     }
 
     pub fn param_gradient(

@@ -8,15 +8,12 @@
 use std::ops::Range;
 
 use smidgen_graph::{Step, ValueId, WeightId, ops::HEAD_TILE};
-use smidgen_kernels::{
-    Init, Kernels, MatMut, MatRef, Matrix, Operand, QuantMatrix, RowState, Term, Tiling,
-};
+use smidgen_kernels::{Init, MatMut, MatRef, Matrix, Operand, QuantMatrix, RowState, Term, Tiling};
 
 use super::{Frame, token};
 use crate::arena::carve;
 use crate::error::{Error, Result};
 use crate::pass::SegmentLoss;
-use crate::pool::Pool;
 use crate::profile::{Lap, Phase, Work};
 
 /// Rows whose exponentials a task takes.
@@ -139,7 +136,8 @@ impl Frame<'_> {
         let out = logits.start..logits.start + len;
         let ([logits, dx], reads) = carve(self.arena, [out, dx]);
         let x = MatRef::new(reads.get(x.clone()), rows, hidden);
-        multiply(self.pool, kernels, MatMut::new(logits, rows, tile.len()), x, w);
+        let out = MatMut::new(logits, rows, tile.len());
+        self.pool.gemm(kernels, out, Init::Zero, 1.0, &[along(x, w)]);
         lap.end(self.profile, Phase::Head, Work::Gemm, flops);
         let training = !dx.is_empty();
         let targets = self.head.targets.chunks(SOFTMAX_ROWS);
@@ -273,13 +271,13 @@ impl Frame<'_> {
         let (vocabulary, hidden) = (whole.rows(), whole.cols());
         let rows = x.len() / hidden;
         let a = MatRef::new(x, rows, hidden);
-        let kernels = self.kernels;
         for first in (0..vocabulary).step_by(HEAD_TILE) {
             let tile = first..(first + HEAD_TILE).min(vocabulary);
             self.bring_rows(weight, tile.clone())?;
             let w = whole.rows_range(tile.clone());
             let mut logits = vec![0.0; rows * tile.len()];
-            multiply(self.pool, kernels, MatMut::new(&mut logits, rows, tile.len()), a, w);
+            let out = MatMut::new(&mut logits, rows, tile.len());
+            self.pool.gemm(self.kernels, out, Init::Zero, 1.0, &[along(a, w)]);
             visit(first, MatRef::new(&logits, rows, tile.len()));
             self.drop_rows(weight, tile);
         }
@@ -287,12 +285,7 @@ impl Frame<'_> {
     }
 }
 
-/// `c = x wᵀ`.
-fn multiply(pool: &mut Pool, kernels: Kernels, c: MatMut<'_>, x: MatRef<'_>, w: QuantMatrix<'_>) {
-    let term = Term { a: x, b: Operand { matrix: Matrix::Quant(w), transposed: true } };
-    let tiling = Tiling::of([term.b], pool.threads());
-    pool.run(tiling.tasks(c), |(row, col, c), scratch| {
-        let part = term.part(row..row + c.rows(), col..col + c.cols());
-        kernels.gemm(c, Init::Zero, 1.0, &[part], scratch);
-    });
+/// x wᵀ.
+fn along<'a>(x: MatRef<'a>, w: QuantMatrix<'a>) -> Term<'a> {
+    Term { a: x, b: Operand { matrix: Matrix::Quant(w), transposed: true } }
 }
