@@ -21,8 +21,6 @@ pub struct ParamId(pub u32);
 pub enum Life {
     /// Freed after its last use; kept for the backward walk only if the plan says so.
     Plain,
-    /// As [`Life::Plain`], and cheap to make again: never worth keeping.
-    Cheap,
     /// So small beside what it saves that every plan keeps it: LoRA's h, 1/RMS, log-sum-exp.
     Saved,
     /// One tile of a wide hidden layer: when it is made again for the sake of a value outside

@@ -61,6 +61,10 @@ pub struct Pins {
 /// Gives every value of `schedule` a place, at `tokens` rows.
 pub fn lay_out(schedule: Schedule, pins: &Pins, tokens: usize) -> Program {
     let Schedule { mut values, mut steps, mut remade } = schedule;
+    // A plan lasts as long as its run.
+    values.shrink_to_fit();
+    steps.shrink_to_fit();
+    remade.shrink_to_fit();
     let mut groups = Groups::new(&steps, &values, pins, tokens);
     groups.take_over(&steps);
     if let Some((result, place)) = pins.result

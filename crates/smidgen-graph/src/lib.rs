@@ -9,6 +9,7 @@
 
 mod autodiff;
 mod block;
+mod cost;
 pub mod layout;
 pub mod ops;
 pub mod plan;
@@ -21,7 +22,10 @@ pub use block::{
     Block, BlockBuilder, Factor, Life, Lora, LoraSpec, Node, ParamId, ParamSlot, Projection, Site,
     Value, ValueId, WeightId, WeightSlot,
 };
-pub use plan::{Architecture, Budget, Gradients, OverBudget, Plan, Request, Row, WeightPages};
+pub use cost::Rates;
+pub use plan::{
+    Architecture, Budget, Gradients, OverBudget, Paged, Plan, Request, Row, Traffic, WeightPages,
+};
 pub use step::{
     Access, Activation, AttentionShape, RopeShape, RopeStyle, Source, Start, Step, Term,
 };

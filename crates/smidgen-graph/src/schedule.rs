@@ -26,34 +26,70 @@ pub fn always_kept(block: &Differentiated) -> Kept {
     read.into_iter().filter(|v| block.values[v.0 as usize].life == Life::Saved).collect()
 }
 
-/// Forward values that keeping would save work for, with the FLOPs saved over `tokens` rows and
-/// the numbers a token they take, given what is kept already.
-pub fn keepable(block: &Differentiated, kept: &Kept, tokens: usize) -> Vec<(ValueId, u64, usize)> {
-    let base = recompute_flops(block, kept, tokens);
-    let read = read_by_backward(block, kept);
-    let mut found = Vec::new();
-    for v in read {
-        let value = &block.values[v.0 as usize];
-        if value.life == Life::Cheap || kept.contains(&v) {
-            continue;
-        }
-        let mut more = kept.clone();
-        more.insert(v);
-        let saved = base.saturating_sub(recompute_flops(block, &more, tokens));
-        if saved > 0 {
-            found.push((v, saved, value.cols));
-        }
-    }
-    found
+/// Forward values that the backward walk would make again, given what is kept, and that may be
+/// worth keeping: what products and attention make, and sums that end in such a value. Norms'
+/// outputs, activations, rotated and dropped copies are as fast to make again as to read.
+pub fn keepable(block: &Differentiated, kept: &Kept) -> Vec<ValueId> {
+    let makers = makers(block);
+    let dear = |v: &ValueId| {
+        let step = makers.get(v).map(|&maker| &block.forward[maker]);
+        matches!(step, Some(Step::Gemm { .. } | Step::Attention { .. } | Step::Add { .. }))
+    };
+    read_by_backward(block, kept).into_iter().filter(|v| dear(v) && !kept.contains(v)).collect()
 }
 
-/// FLOPs that the backward program spends on making forward values again.
-pub fn recompute_flops(block: &Differentiated, kept: &Kept, tokens: usize) -> u64 {
-    let program = backward(block, kept);
-    let flops = |steps: &[Step], values: &[Value]| -> u64 {
-        steps.iter().map(|s| s.flops(tokens, |v| values[v.0 as usize].cols)).sum()
-    };
-    flops(&program.steps, &program.values) - flops(&block.backward, &block.values)
+/// Counts what the backward walk makes again, without writing the program down.
+#[derive(Debug)]
+pub struct Recount<'a> {
+    block: &'a Differentiated,
+    makers: Vec<Option<usize>>,
+    forward: Vec<[Vec<ValueId>; 2]>,
+    demands: Vec<ValueId>,
+}
+
+impl<'a> Recount<'a> {
+    /// Looks at a block once, for any number of counts.
+    pub fn new(block: &'a Differentiated) -> Self {
+        let mut makers_by_value = vec![None; block.values.len()];
+        makers(block).into_iter().for_each(|(v, i)| makers_by_value[v.0 as usize] = Some(i));
+        let operands = |s: &Step| [s.operands(Access::Read), s.operands(Access::Write)];
+        Self {
+            block,
+            makers: makers_by_value,
+            forward: block.forward.iter().map(operands).collect(),
+            demands: block.backward.iter().flat_map(|s| s.operands(Access::Read)).collect(),
+        }
+    }
+
+    /// The sum of `cost` over the forward steps that are issued again; one that is issued twice
+    /// counts twice. The same walk as [`backward`]'s.
+    pub fn cost(&self, kept: &Kept, cost: &[f64]) -> f64 {
+        let tile = |v: usize| self.block.values[v].life == Life::Tile;
+        let mut at_hand = vec![false; self.block.values.len()];
+        kept.iter().chain(&self.block.input).for_each(|v| at_hand[v.0 as usize] = true);
+        let mut sum = 0.0;
+        for v in &self.demands {
+            let at = v.0 as usize;
+            if at_hand[at] || self.makers[at].is_none() {
+                continue;
+            }
+            sum += self.make(at, &mut at_hand, cost);
+            if !tile(at) {
+                for v in (0..at_hand.len()).filter(|&v| tile(v)) {
+                    at_hand[v] = kept.contains(&ValueId(v as u32));
+                }
+            }
+        }
+        sum
+    }
+
+    fn make(&self, v: usize, at_hand: &mut [bool], cost: &[f64]) -> f64 {
+        let Some(maker) = self.makers[v].filter(|_| !at_hand[v]) else { return 0.0 };
+        let [reads, writes] = &self.forward[maker];
+        let below: f64 = reads.iter().map(|r| self.make(r.0 as usize, at_hand, cost)).sum();
+        writes.iter().for_each(|w| at_hand[w.0 as usize] = true);
+        below + cost[maker]
+    }
 }
 
 /// The forward program. Nothing is left out: every step leads to the output or to a kept value.

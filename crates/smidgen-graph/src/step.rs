@@ -243,10 +243,12 @@ impl Step {
         use Access::{Read, Write};
         match self {
             Self::Gemm { out, start, terms, .. } => {
-                terms.iter_mut().for_each(|t| f(Read, &mut t.a));
+                // The start first: a sum over tiles that is made again then ends one tile before
+                // the next begins.
                 if let Start::Value(v) = start {
                     f(Read, v);
                 }
+                terms.iter_mut().for_each(|t| f(Read, &mut t.a));
                 f(Write, out);
             }
             Self::RmsNorm { x, y, inv_rms, .. } => {

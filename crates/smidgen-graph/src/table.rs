@@ -2,105 +2,119 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::block::Block;
 use crate::block::{Life, Value, ValueId};
 use crate::layout::{Place, Placed, Program};
-use crate::plan::{Gradients, Plan, Request, Row, padded, spool_buffer, stem};
+use crate::plan::{Gradients, LayerPlan, Paged, Plan, Request, Row, padded, stem};
 use crate::step::{Step, Term};
 
 /// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
 pub(crate) fn rows(plan: &Plan, request: &Request, hidden: usize) -> Vec<Row> {
     let mut rows = request.fixed.clone();
-    let tokens = plan.tokens;
-    let programs = program_bytes(plan);
     rows.push(Row::new(
         "programs",
         "bytes".into(),
-        programs as u64,
+        lists(plan) as u64,
         "whole run",
         "the plan's own lists: steps, values, places",
     ));
-    let params = 4 * plan.param_len as u64;
-    rows.push(Row::new(
-        "LoRA weights",
-        format!("{}", plan.param_len),
-        params,
-        "whole run",
-        "A and B of every adapted projection",
-    ));
-    let why = match request.gradients {
-        Gradients::Block => "one block's at a time; each block is updated in the walk",
-        Gradients::Whole => "summed over the step's passes, or clipped as a whole",
-    };
-    let bytes = 4 * plan.gradient_len as u64;
-    rows.push(Row::new(
-        "LoRA gradients",
-        format!("{}", plan.gradient_len),
-        bytes,
-        "whole run",
-        why,
-    ));
-    for state in &request.optimizer_state {
-        let shape = format!("{}", plan.param_len);
-        rows.push(Row::new(state, shape, params, "whole run", "the optimiser's state"));
-    }
-    let trained = plan.layers.iter().filter(|l| l.trained);
-    let places: BTreeSet<usize> = trained.map(|l| l.input).chain([plan.last]).collect();
-    let spooled = plan.layers.iter().filter(|l| l.spooled).count();
-    let why = match spooled {
-        0 => "what each block's backward starts from; the last is the head's".to_owned(),
-        _ => format!("{spooled} more wait in the scratch file for their backward"),
-    };
-    rows.push(Row::new(
-        "block inputs",
-        format!("{} x {tokens} x {hidden}", places.len()),
-        4 * places.len() as u64 * padded(tokens * hidden) as u64,
-        "forward to backward",
-        &why,
-    ));
-    if spooled > 0 {
-        let (shape, bytes) = ("bytes".into(), spool_buffer(tokens * hidden) as u64);
-        rows.push(Row::new("spool buffer", shape, bytes, "whole run", "to and from the file"));
-    }
+    rows.extend(adapter_rows(plan, request));
+    rows.extend(input_rows(plan, hidden));
     rows.extend(kept_rows(plan));
     rows.extend(scratch_rows(plan, request.backward));
     rows.retain(|r| r.bytes > 0);
     rows
 }
 
+/// Factors, gradients, optimiser state.
+fn adapter_rows(plan: &Plan, request: &Request) -> Vec<Row> {
+    let layers = plan.programs.iter().map(|p| p.block.param_len());
+    let largest = layers.max().unwrap_or(0);
+    let row = |name: &str, len: usize, why: &str| {
+        Row::new(name, format!("{len}"), 4 * len as u64, "whole run", why)
+    };
+    let paged = "one layer's at a time; all of it is in the scratch file";
+    let factors = match plan.paged {
+        Paged::All => row("LoRA weights", largest, paged),
+        _ => row("LoRA weights", plan.param_len, "A and B of every adapted projection"),
+    };
+    let why = match request.gradients {
+        Gradients::Block => "one block's at a time; each block is updated in the walk",
+        Gradients::Whole => "summed over the step's passes, or clipped as a whole",
+    };
+    let gradients = row("LoRA gradients", plan.gradient_len, why);
+    let states = request.optimizer_state.iter().map(|state| match plan.paged {
+        Paged::Nothing => row(state, plan.param_len, "the optimiser's state"),
+        _ => row(state, largest, paged),
+    });
+    [factors, gradients].into_iter().chain(states).collect()
+}
+
+/// Inputs of blocks.
+fn input_rows(plan: &Plan, hidden: usize) -> Vec<Row> {
+    let tokens = plan.tokens;
+    let trained = plan.layers.iter().filter(|l| l.trained);
+    let places = trained.flat_map(|l| [l.input, l.output]).chain([plan.stream]);
+    let places: BTreeSet<usize> = places.collect();
+    let spooled = plan.layers.iter().filter(|l| l.spooled.is_some()).count();
+    let why = match (plan.segments.len(), spooled) {
+        (0 | 1, 0) => "what each block's backward starts from; the last is the head's".to_owned(),
+        (0 | 1, _) => format!("{spooled} more wait in the scratch file for their backward"),
+        (segments, _) => format!("one for each of {segments} runs of layers, and one run's own"),
+    };
+    vec![Row::new(
+        "block inputs",
+        format!("{} x {tokens} x {hidden}", places.len()),
+        4 * places.len() as u64 * padded(tokens * hidden) as u64,
+        "forward to backward",
+        &why,
+    )]
+}
+
 /// What the plan's own lists take: steps, values and their names, places.
-fn program_bytes(plan: &Plan) -> usize {
-    /// A heap block's header, and its rounding up.
-    const BLOCK: usize = 24;
-    /// A node of a block's graph with its op and its lists.
-    const NODE: usize = 320;
-    let names = |values: &[Value]| -> usize {
-        values.iter().map(|v| size_of::<Value>() + v.name.len() + BLOCK).sum()
-    };
-    let program = |p: &Program| {
-        let terms = p.steps.iter().map(|step| match step {
-            Step::Gemm { terms, .. } => terms.len() * size_of::<Term>() + BLOCK,
-            _ => 0,
-        });
-        let steps = p.steps.capacity() * size_of::<Step>() + terms.sum::<usize>();
-        // A B-tree's nodes are between half full and full.
-        let places = p.places.len() * 3 / 2 * (size_of::<ValueId>() + size_of::<Placed>());
-        steps + names(&p.values) + places
-    };
+fn lists(plan: &Plan) -> usize {
     let layers = plan.programs.iter().map(|p| {
         let programs = [p.forward.as_ref(), p.backward.as_ref(), Some(&p.infer)];
-        let steps: usize = programs.into_iter().flatten().map(program).sum();
-        steps + names(&p.block.values) + p.block.nodes.len() * NODE
+        layer_lists(&p.block, programs.into_iter().flatten())
     });
-    let ends = [&plan.embedding.1, &plan.head.1, &plan.head.2].map(program);
+    let ends = [&plan.embedding.1, &plan.head.1, &plan.head.2].map(program_lists);
     layers.sum::<usize>() + ends.iter().sum::<usize>()
+}
+
+/// A heap block's header, and its rounding up.
+const HEAP_BLOCK: usize = 24;
+
+fn names(values: &[Value]) -> usize {
+    values.iter().map(|v| size_of::<Value>() + v.name.len() + HEAP_BLOCK).sum()
+}
+
+/// Bytes of a layer's block and programs.
+pub(crate) fn layer_lists<'a>(block: &Block, programs: impl Iterator<Item = &'a Program>) -> usize {
+    /// A node of a block's graph with its op and its lists.
+    const NODE: usize = 320;
+    let programs: usize = programs.map(program_lists).sum();
+    programs + names(&block.values) + block.nodes.len() * NODE
+}
+
+/// Bytes of a program.
+pub(crate) fn program_lists(program: &Program) -> usize {
+    let terms = program.steps.iter().map(|step| match step {
+        Step::Gemm { terms, .. } => terms.len() * size_of::<Term>() + HEAP_BLOCK,
+        _ => 0,
+    });
+    let steps = program.steps.len() * size_of::<Step>() + terms.sum::<usize>();
+    // A B-tree's nodes are between half full and full.
+    let places = program.places.len() * 3 / 2 * (size_of::<ValueId>() + size_of::<Placed>());
+    steps + names(&program.values) + places
 }
 
 /// Values that live from forward to backward: one line a value that the plan chose to keep, one
 /// for all the small ones that it always keeps.
 fn kept_rows(plan: &Plan) -> Vec<Row> {
-    let mut sums: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    let mut sums: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     let mut small = (0, 0);
-    for layer in plan.layers.iter().filter(|l| l.trained) {
+    let has_own = |l: &&LayerPlan| l.trained && l.kept.iter().all(|at| !plan.shared.contains(at));
+    for layer in plan.layers.iter().filter(has_own) {
         let programs = &plan.programs[layer.programs];
         for (v, cols) in &programs.kept {
             let value = &programs.block.values[v.0 as usize];
@@ -118,6 +132,13 @@ fn kept_rows(plan: &Plan) -> Vec<Row> {
     let mut rows =
         vec![row("h, 1/RMS, log-sum-exp", small, "small beside what they save: always kept")];
     rows.extend(sums.iter().map(|(name, sum)| row(name, *sum, "kept: the budget allows it")));
+    let why = match plan.segments.len() {
+        0 | 1 => "kept by the layer at work; others' wait in the scratch file",
+        _ => "kept by the run of layers at work",
+    };
+    let shared = plan.shared.len();
+    let bytes = 4 * shared as u64;
+    rows.push(Row::new("kept in turn", format!("{shared}"), bytes, "forward to backward", why));
     rows
 }
 

@@ -1,15 +1,16 @@
 //! Plans: that they add up, that their programs never lose a number, that they fit the budget,
 //! and that nothing is computed that nobody reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use smidgen_graph::layout::{ALIGN, Place, Program};
+use smidgen_graph::layout::{ALIGN, Pins, Place, Program, lay_out};
 use smidgen_graph::ops::Mlp;
-use smidgen_graph::plan::{LayerPrograms, WeightPages, plan};
+use smidgen_graph::plan::{LayerPlan, LayerPrograms, WeightPages, curve, plan};
 use smidgen_graph::{
     Access, Activation, Architecture, AttentionShape, Block, BlockBuilder, Budget, Gradients,
-    LoraSpec, OverBudget, Plan, Request, RopeShape, RopeStyle, Row, Site, Source, Step, Term,
-    ValueId,
+    LoraSpec, OverBudget, Paged, Plan, Rates, Request, RopeShape, RopeStyle, Row, Site, Source,
+    Step, Term, ValueId, differentiate, schedule,
 };
 
 const HIDDEN: usize = 64;
@@ -152,6 +153,9 @@ fn request(budget: Budget) -> Request {
         backward: true,
         budget,
         spool: false,
+        spool_number: 4,
+        passes: 1,
+        rates: Rates::REFERENCE,
         fixed: vec![Row::new("known", "bytes".into(), 12_345, "whole run", "a caller's")],
         weights: WeightPages::default(),
     }
@@ -179,6 +183,13 @@ fn requests() -> Vec<Request> {
             }
         }
     }
+    for budget in [Budget::Least, Budget::AtMost(900_000), Budget::AtMost(1_500_000)] {
+        for gradients in [Gradients::Block, Gradients::Whole] {
+            let base = request(budget);
+            requests.push(Request { spool: true, gradients, ..base });
+        }
+        requests.push(Request { spool: true, first_trained: 1, ..request(budget) });
+    }
     requests.push(Request { backward: false, ..request(Budget::Unlimited) });
     requests
 }
@@ -190,8 +201,14 @@ fn rows_add_up_to_the_arena_and_to_the_peak() {
             let plan = make(&model, &request);
             let sum: u64 = plan.rows.iter().map(|r| r.bytes).sum();
             assert_eq!(plan.peak_bytes, sum);
-            let states = if request.backward { request.optimizer_state.len() } else { 2 };
-            let beside = 12_345 + 4 * (plan.gradient_len + plan.param_len * (1 + states)) as u64;
+            let largest = plan.programs.iter().map(|p| p.block.param_len()).max();
+            let [factors, state] = match plan.paged {
+                Paged::Nothing => [plan.param_len; 2],
+                Paged::State => [plan.param_len, largest.expect("programs")],
+                Paged::All => [largest.expect("programs"); 2],
+            };
+            let adapter = plan.gradient_len + factors + 2 * state;
+            let beside = 12_345 + 4 * adapter as u64;
             let lists = plan.rows.iter().find(|r| r.name == "programs").expect("a line").bytes;
             let arena = 4 * plan.arena_len as u64;
             assert_eq!(sum, beside + lists + arena, "{model:?} {request:?}");
@@ -314,19 +331,31 @@ fn no_program_loses_a_number() {
     }
 }
 
+/// Where a layer's kept values lie.
+fn kept_ranges(plan: &Plan, layer: &LayerPlan) -> Vec<Range<usize>> {
+    let cols = plan.programs[layer.programs].kept.iter().map(|(_, cols)| cols);
+    let len = |cols: &usize| (cols * plan.tokens).next_multiple_of(ALIGN);
+    layer.kept.iter().zip(cols).map(|(at, cols)| *at..*at + len(cols)).collect()
+}
+
 #[test]
 fn lasting_buffers_do_not_overlap() {
     for model in ALL.map(Model) {
         for request in requests().into_iter().filter(|r| r.backward) {
             let plan = make(&model, &request);
             let stream_len = (HIDDEN * request.tokens).next_multiple_of(ALIGN);
-            let mut taken = vec![0..plan.stream, plan.stream..plan.stream + stream_len];
-            for layer in plan.layers.iter().filter(|l| l.trained) {
-                taken.push(layer.output..layer.output + stream_len);
-                for (at, (_, cols)) in layer.kept.iter().zip(&plan.programs[layer.programs].kept) {
-                    taken.push(*at..at + (cols * request.tokens).next_multiple_of(ALIGN));
-                }
+            let trained = || plan.layers.iter().filter(|l| l.trained);
+            let ends: BTreeSet<usize> =
+                trained().flat_map(|l| [l.input, l.output]).chain([plan.stream]).collect();
+            let mut taken = vec![0..plan.stream, plan.shared.clone()];
+            taken.extend(ends.iter().map(|at| *at..*at + stream_len));
+            for layer in trained() {
+                let kept = kept_ranges(&plan, layer);
+                let inside = |r: &Range<usize>| plan.shared.contains(&r.start);
+                assert!(kept.iter().all(|r| !inside(r) || r.end <= plan.shared.end));
+                taken.extend(kept.into_iter().filter(|r| !inside(r)));
             }
+            taken.retain(|r| !r.is_empty());
             taken.sort_by_key(|r| r.start);
             assert!(taken.windows(2).all(|w| w[0].end == w[1].start), "{taken:?}");
             assert_eq!(taken.last().map(|r| r.end), Some(plan.arena_len));
@@ -335,19 +364,103 @@ fn lasting_buffers_do_not_overlap() {
     }
 }
 
+/// Who wrote each cell of the arena last, in a step as the runtime walks it: (layer, n), n being 0
+/// for the layer's input and i + 1 for its i-th kept value.
+#[derive(Default)]
+struct Arena(BTreeMap<usize, (usize, usize)>);
+
+impl Arena {
+    fn write(&mut self, at: &Range<usize>, what: (usize, usize)) {
+        at.clone().step_by(ALIGN).for_each(|cell| {
+            self.0.insert(cell, what);
+        });
+    }
+
+    fn holds(&self, at: &Range<usize>, what: (usize, usize)) -> bool {
+        at.clone().step_by(ALIGN).all(|cell| self.0.get(&cell) == Some(&what))
+    }
+}
+
+/// Every layer's backward finds its input and what its forward kept.
+fn walk_layers(plan: &Plan) {
+    let stream_len = (HIDDEN * plan.tokens).next_multiple_of(ALIGN);
+    let input = |l: usize| plan.layers[l].input..plan.layers[l].input + stream_len;
+    let output = |l: usize| plan.layers[l].output..plan.layers[l].output + stream_len;
+    let kept = |l: usize| kept_ranges(plan, &plan.layers[l]);
+    let mut arena = Arena::default();
+    let mut file: BTreeMap<usize, Range<usize>> = BTreeMap::new();
+    let first = plan.segments.first().map_or(LAYERS, |s| s.start);
+    arena.write(&(plan.stream..plan.stream + stream_len), (first, 0));
+    let forward = |l: usize, arena: &mut Arena| {
+        assert!(arena.holds(&input(l), (l, 0)), "layer {l} finds its input");
+        kept(l).iter().enumerate().for_each(|(i, r)| arena.write(r, (l, i + 1)));
+        arena.write(&output(l), (l + 1, 0));
+        assert!(arena.holds(&input(l), (l, 0)), "layer {l} leaves its input");
+    };
+    for (i, segment) in plan.segments.iter().enumerate() {
+        assert!(arena.holds(&input(segment.start), (segment.start, 0)));
+        match plan.segments.get(i + 1) {
+            Some(next) => arena.write(&input(next.start), (next.start, 0)),
+            None => segment.clone().for_each(|l| {
+                forward(l, &mut arena);
+                if let Some(at) = plan.layers[l].spooled {
+                    let kept = plan.programs[plan.layers[l].programs].kept.iter();
+                    let cols: usize = kept.map(|(_, cols)| cols).sum();
+                    file.insert(l, at..at + (HIDDEN + cols) * plan.tokens);
+                }
+            }),
+        }
+    }
+    let mut inside: Vec<_> = file.values().cloned().collect();
+    inside.sort_by_key(|r| r.start);
+    assert!(inside.windows(2).all(|w| w[0].end == w[1].start));
+    assert_eq!(inside.last().map_or(0, |r| r.end), plan.spool_len);
+    for (i, segment) in plan.segments.iter().enumerate().rev() {
+        if i + 1 < plan.segments.len() {
+            segment.clone().for_each(|l| forward(l, &mut arena));
+        }
+        for l in segment.clone().rev() {
+            if file.contains_key(&l) {
+                arena.write(&input(l), (l, 0));
+                kept(l).iter().enumerate().for_each(|(i, r)| arena.write(r, (l, i + 1)));
+            }
+            assert!(arena.holds(&input(l), (l, 0)), "layer {l}'s backward finds its input");
+            let found = |(i, r): (usize, &Range<usize>)| arena.holds(r, (l, i + 1));
+            assert!(kept(l).iter().enumerate().all(found), "layer {l} finds what it kept");
+        }
+    }
+}
+
 #[test]
-fn a_budget_is_kept_or_refused_and_memory_saves_work() {
+fn every_backward_finds_what_its_forward_left() {
+    let mut ways = BTreeSet::new();
     for model in ALL.map(Model) {
-        for dropout in [0.0, 0.1] {
-            let request = |budget| Request {
-                lora: lora(dropout, &SITES.map(|s| s.module)),
-                ..request(budget)
-            };
+        for request in requests().into_iter().filter(|r| r.backward) {
+            let plan = make(&model, &request);
+            walk_layers(&plan);
+            let spooled = plan.layers.iter().filter(|l| l.spooled.is_some()).count();
+            ways.insert((plan.segments.len() > 1, spooled > 0, !plan.shared.is_empty()));
+        }
+    }
+    assert!(ways.iter().any(|way| way.0) && ways.iter().any(|way| way.1), "{ways:?}");
+}
+
+#[test]
+fn a_budget_is_kept_or_refused_and_memory_saves_time() {
+    for model in ALL.map(Model) {
+        for (dropout, spool) in [(0.0, false), (0.1, false), (0.0, true)] {
+            let lora = lora(dropout, &SITES.map(|s| s.module));
+            let request = |budget| Request { lora: lora.clone(), spool, ..request(budget) };
             let least = make(&model, &request(Budget::Least));
             let most = make(&model, &request(Budget::Unlimited));
-            let (mut tile, mut first, mut flops, mut plans) = (0, u64::MAX, u64::MAX, 0);
-            let (start, end) = (least.peak_bytes - 5_000, most.peak_bytes + 20_000);
-            for budget in (start..end).step_by(20_000) {
+            let points = curve(&model, &request(Budget::Unlimited));
+            assert!(points.windows(2).all(|w| w[0].peak_bytes < w[1].peak_bytes));
+            assert!(points.windows(2).all(|w| w[0].seconds > w[1].seconds));
+            let ends = [&points[0], &points[points.len() - 1]];
+            assert_eq!(ends[0].peak_bytes, least.peak_bytes);
+            assert_eq!(ends[1].seconds, most.seconds);
+            let (mut seconds, mut plans) = (f64::INFINITY, 0);
+            for budget in (least.peak_bytes - 5_000..most.peak_bytes + 20_000).step_by(20_000) {
                 match plan(&model, &request(Budget::AtMost(budget))) {
                     Err(OverBudget { needed, budget: asked, .. }) => {
                         assert_eq!((needed, asked), (least.peak_bytes, budget));
@@ -355,23 +468,17 @@ fn a_budget_is_kept_or_refused_and_memory_saves_work() {
                     }
                     Ok(plan) => {
                         assert!(plan.peak_bytes <= budget, "{} over {budget}", plan.peak_bytes);
-                        assert!(plan.mlp_tile >= tile, "{model:?}: a narrower tile at {budget}");
-                        // Memory is spent only where it saves work. The greedy choice may do a
-                        // little worse with a little more: in so small a model, the lists of one
-                        // more kind of layer take as much as what the layer keeps.
-                        if plan.mlp_tile != tile {
-                            first = plan.flops;
-                        }
-                        assert!(plan.flops <= first, "{model:?} at {budget}");
-                        plans += usize::from(plan.flops != flops);
-                        flops = plan.flops;
-                        tile = plan.mlp_tile;
+                        assert!(plan.seconds <= seconds, "{model:?}: slower with {budget}");
+                        let on = points.iter().rfind(|p| p.peak_bytes <= budget);
+                        assert_eq!(on.map(|p| p.seconds), Some(plan.seconds), "on the curve");
+                        plans += usize::from(plan.seconds < seconds);
+                        seconds = plan.seconds;
                     }
                 }
             }
-            println!("{model:?}: {plans} plans of different work");
-            assert!(plans >= 4);
-            assert_eq!(flops, most.flops, "all that helps is kept in the end");
+            println!("{model:?}: {plans} plans of different time");
+            assert!(plans >= 6);
+            assert_eq!(seconds, most.seconds, "all that helps is kept in the end");
         }
     }
 }
@@ -388,42 +495,65 @@ fn the_bytes_that_are_asked_for_are_those_that_suffice() {
     }
 }
 
-/// Products of the backward of the last layer, which is trained in full.
-fn products(model: &Model, budget: Budget) -> Vec<(String, bool)> {
-    let plan = make(model, &request(budget));
-    let layer = &plan.programs[plan.layers[LAYERS - 1].programs];
-    let backward = layer.backward.as_ref().expect("a trained layer");
+/// Frozen weights that a backward multiplies by, and whether as the forward does.
+fn products(block: &Block, steps: &[Step]) -> Vec<(String, bool)> {
     let name = |t: &Term| match t.b {
-        Source::Weight(w) => Some((layer.block.weights[w.0 as usize].tensor.clone(), t.transposed)),
+        Source::Weight(w) => Some((block.weights[w.0 as usize].tensor.clone(), t.transposed)),
         Source::Param(_) => None,
     };
-    let terms = backward.steps.iter().flat_map(|s| match s {
+    let terms = steps.iter().flat_map(|s| match s {
         Step::Gemm { terms, .. } => terms.iter().filter_map(name).collect(),
         _ => vec![],
     });
     terms.collect()
 }
 
+/// Those that only the forward's values need.
+fn again(products: Vec<(String, bool)>) -> Vec<String> {
+    let mut names: Vec<String> = products.into_iter().filter(|p| p.1).map(|p| p.0).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 #[test]
 fn only_what_a_rule_reads_is_made_again() {
-    let again = |norms, budget| -> Vec<String> {
-        let transposed = products(&Model(norms), budget).into_iter().filter(|p| p.1);
-        let mut names: Vec<String> = transposed.map(|p| p.0).collect();
-        names.sort();
-        names.dedup();
-        names
+    let nothing_kept = |norms| {
+        let block = Model(norms).layer_block(0, Some(&request(Budget::Least).lora), 256);
+        let graph = differentiate(&block, true);
+        let program = schedule::backward(&graph, &schedule::always_kept(&graph));
+        again(products(&block, &program.steps))
     };
     let least = ["gate.weight", "k.weight", "o.weight", "q.weight", "up.weight", "v.weight"];
-    assert_eq!(again(Norms::Before, Budget::Least), least);
+    assert_eq!(nothing_kept(Norms::Before), least);
     // Side by side, no rule reads what `o` makes either.
     let shared = least.into_iter().filter(|name| *name != "o.weight").collect::<Vec<_>>();
-    assert_eq!(again(Norms::Shared, Budget::Least), shared);
+    assert_eq!(nothing_kept(Norms::Shared), shared);
     // A norm after the MLP reads what `down` makes.
     let mut around = vec!["down.weight"];
     around.extend(least);
-    assert_eq!(again(Norms::Around, Budget::Least), around);
+    assert_eq!(nothing_kept(Norms::Around), around);
     for norms in ALL {
-        assert!(again(norms, Budget::Unlimited).is_empty(), "{norms:?} keeps all products");
+        let plan = make(&Model(norms), &request(Budget::Unlimited));
+        let layer = &plan.programs[plan.layers[LAYERS - 1].programs];
+        let backward = layer.backward.as_ref().expect("a trained layer");
+        let again = again(products(&layer.block, &backward.steps));
+        assert!(again.is_empty(), "{norms:?} keeps all products");
+    }
+}
+
+/// A sum over tiles that is made again holds one tile at a time.
+#[test]
+fn tiles_that_are_made_again_do_not_pile_up() {
+    let block = Model(Norms::Around).layer_block(0, Some(&request(Budget::Least).lora), 256);
+    let graph = differentiate(&block, true);
+    let program = schedule::backward(&graph, &schedule::always_kept(&graph));
+    let laid_out = lay_out(program, &Pins::default(), 256);
+    let tile = |v: &ValueId| laid_out.values[v.0 as usize].name.starts_with("mlp.act");
+    let lives: Vec<_> =
+        laid_out.places.iter().filter(|(v, _)| tile(v)).map(|(_, p)| &p.life).collect();
+    for step in 0..laid_out.steps.len() {
+        assert!(lives.iter().filter(|life| life.contains(&step)).count() <= 1, "at step {step}");
     }
 }
 

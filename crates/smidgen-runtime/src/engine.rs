@@ -1,5 +1,6 @@
 //! The walk over a model's blocks: forward, head, backward, in one arena.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +13,11 @@ use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::exec::{Binding, Frame, HeadState};
 use crate::memory::Meter;
+use crate::numbers::Numbers;
 use crate::pass::{Pass, SegmentLoss};
 use crate::pool::Pool;
 use crate::profile::{Lap, Phase, Profile, Work};
-use crate::spool::Spool;
+use crate::spool::{Spool, SpoolFormat};
 use crate::weights::{BlockAt, ModelWeights};
 
 /// How a program is run.
@@ -27,8 +29,10 @@ pub struct Settings {
     pub threads: usize,
     /// Positions that rotations are tabled for: the longest sequence.
     pub positions: usize,
-    /// Where the scratch file goes, if the plan has one.
+    /// Where scratch files go, if the plan has one.
     pub spool_folder: Option<PathBuf>,
+    /// How values are written that wait there for their backward.
+    pub spool_format: SpoolFormat,
 }
 
 /// Which way a layer is run.
@@ -37,8 +41,8 @@ enum Walk {
     /// Keeping what the backward starts from; in place for an untrained layer.
     Forward,
     Backward,
-    /// In place, keeping nothing.
-    Infer,
+    /// In place at an offset of the arena, keeping nothing.
+    Infer(usize),
 }
 
 /// A frame over an engine's parts. A macro, since the parts are borrowed one by one.
@@ -115,7 +119,7 @@ pub fn fixed_rows(
 }
 
 /// Called with a block's place among all factors, its factors and their gradients.
-pub type OnBlock<'a> = dyn FnMut(std::ops::Range<usize>, &mut [f32], &mut [f32]) + 'a;
+pub type OnBlock<'a> = dyn FnMut(Range<usize>, &mut [f32], &mut [f32]) -> Result<()> + 'a;
 
 /// Runs the programs of a plan over a model's weights.
 #[derive(Debug)]
@@ -136,7 +140,7 @@ pub struct Engine {
     profile: Profile,
     /// Layers whose weights are in memory to stay.
     brought: Vec<bool>,
-    /// The inputs that wait for their backward elsewhere.
+    /// Values that wait for their backward elsewhere.
     spool: Option<Spool>,
 }
 
@@ -155,10 +159,9 @@ impl Engine {
         let ropes = model.rope_frequencies();
         let ropes = ropes.iter().map(|f| RopeTable::new(f, settings.positions)).collect();
         let layers = plan.layers.len();
-        let spooled = plan.layers.iter().filter(|l| l.spooled).count();
         let folder = settings.spool_folder.as_deref().unwrap_or(Path::new("."));
-        let spool = (spooled > 0)
-            .then(|| Spool::create(folder, spooled, plan.tokens * model.hidden()))
+        let spool = (plan.spool_len > 0)
+            .then(|| Spool::create(folder, plan.spool_len, settings.spool_format))
             .transpose()?;
         Ok(Self {
             kernels: settings.kernels,
@@ -220,7 +223,7 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn evaluate(&mut self, pass: &Pass, params: &[f32]) -> Result<&[SegmentLoss]> {
+    pub fn evaluate(&mut self, pass: &Pass, params: &mut Numbers) -> Result<&[SegmentLoss]> {
         self.hidden(pass, params, None)?;
         self.run_head(pass, false)?;
         self.meter.look();
@@ -238,40 +241,79 @@ impl Engine {
     pub fn train(
         &mut self,
         pass: &Pass,
-        params: &mut [f32],
+        params: &mut Numbers,
         cancel: &AtomicBool,
         on_block: &mut OnBlock<'_>,
     ) -> Result<&[SegmentLoss]> {
         self.check(pass)?;
         self.run_embedding(pass)?;
-        for layer in 0..self.plan.layers.len() {
-            if cancel.load(Ordering::Relaxed) {
+        let plan = Arc::clone(&self.plan);
+        let first_trained = plan.segments.first().map_or(plan.layers.len(), |s| s.start);
+        let cancelled = || cancel.load(Ordering::Relaxed);
+        for layer in 0..first_trained {
+            if cancelled() {
                 return Err(Error::Cancelled);
             }
             self.run_layer(layer, Walk::Forward, pass, params, None)?;
-            self.spool(layer, pass, |spool, index, input| spool.write(index, input))?;
+        }
+        for (i, segment) in plan.segments.iter().enumerate() {
+            let next = plan.segments.get(i + 1).map(|next| plan.layers[next.start].input);
+            if let Some(next) = next {
+                let input = plan.layers[segment.start].input;
+                self.arena.copy_within(input..input + pass.rows() * self.hidden, next);
+            }
+            for layer in segment.clone() {
+                if cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let walk = next.map_or(Walk::Forward, Walk::Infer);
+                self.run_layer(layer, walk, pass, params, None)?;
+                self.spool(layer, pass, |spool, at, value| spool.write(at, value))?;
+            }
         }
         self.run_head(pass, true)?;
-        for layer in (0..self.plan.layers.len()).rev() {
-            let plan = &self.plan.layers[layer];
-            if !plan.trained {
-                break;
+        for (i, segment) in plan.segments.iter().enumerate().rev() {
+            if let Some(next) = plan.segments.get(i + 1) {
+                // The gradient on its way down waits where the next segment's input was.
+                let (gradient, len) = (plan.layers[next.start].input, pass.rows() * self.hidden);
+                self.arena.copy_within(..len, gradient);
+                for layer in segment.clone() {
+                    self.run_layer(layer, Walk::Forward, pass, params, None)?;
+                }
+                self.arena.copy_within(gradient..gradient + len, 0);
             }
-            let len = self.plan.programs[plan.programs].block.param_len();
-            let range = plan.params..plan.params + len;
-            if self.plan.gradients == Gradients::Block {
-                self.gradients[..len].fill(0.0);
-            }
-            self.spool(layer, pass, |spool, index, input| spool.read(index, input))?;
-            self.run_layer(layer, Walk::Backward, pass, params, None)?;
-            if self.plan.gradients == Gradients::Block {
-                let mut lap = Lap::begin();
-                on_block(range.clone(), &mut params[range], &mut self.gradients[..len]);
-                lap.end(&mut self.profile, Phase::Optimiser, Work::Other, 0);
+            for layer in segment.clone().rev() {
+                self.spool(layer, pass, |spool, at, value| spool.read(at, value))?;
+                self.backward(layer, pass, params, on_block)?;
             }
         }
         self.meter.look();
         Ok(&self.head.losses)
+    }
+
+    /// One layer's backward, and its update where gradients are held a block at a time.
+    fn backward(
+        &mut self,
+        layer: usize,
+        pass: &Pass,
+        params: &mut Numbers,
+        on_block: &mut OnBlock<'_>,
+    ) -> Result<()> {
+        let plan = &self.plan.layers[layer];
+        let len = self.plan.programs[plan.programs].block.param_len();
+        let range = plan.params..plan.params + len;
+        let by_block = self.plan.gradients == Gradients::Block;
+        if by_block {
+            self.gradients[..len].fill(0.0);
+        }
+        self.run_layer(layer, Walk::Backward, pass, params, None)?;
+        if by_block {
+            let mut lap = Lap::begin();
+            let gradients = &mut self.gradients[..len];
+            on_block(range.clone(), params.piece_mut(range)?, gradients)?;
+            lap.end(&mut self.profile, Phase::Optimiser, Work::Other, 0);
+        }
+        Ok(())
     }
 
     /// Logits of the rows of `pass` from `first_row` on: `visit(first token, rows x tokens)` is
@@ -283,7 +325,7 @@ impl Engine {
     pub fn logits(
         &mut self,
         pass: &Pass,
-        params: &[f32],
+        params: &mut Numbers,
         cache: Option<&mut KvCache>,
         first_row: usize,
         visit: &mut dyn FnMut(usize, MatRef<'_>),
@@ -299,13 +341,14 @@ impl Engine {
     fn hidden(
         &mut self,
         pass: &Pass,
-        params: &[f32],
+        params: &mut Numbers,
         mut cache: Option<&mut KvCache>,
     ) -> Result<()> {
         self.check(pass)?;
         self.run_embedding(pass)?;
+        let walk = Walk::Infer(self.plan.stream);
         for layer in 0..self.plan.layers.len() {
-            self.run_layer(layer, Walk::Infer, pass, params, cache.as_deref_mut())?;
+            self.run_layer(layer, walk, pass, params, cache.as_deref_mut())?;
         }
         Ok(())
     }
@@ -356,7 +399,7 @@ impl Engine {
         layer: usize,
         walk: Walk,
         pass: &Pass,
-        params: &[f32],
+        params: &mut Numbers,
         cache: Option<&mut KvCache>,
     ) -> Result<()> {
         self.bring_weights(layer, walk)?;
@@ -365,10 +408,12 @@ impl Engine {
         let program = match walk {
             Walk::Forward => programs.forward.as_ref().unwrap_or(&programs.infer),
             Walk::Backward => programs.backward.as_ref().expect("a trained layer"),
-            Walk::Infer => &programs.infer,
+            Walk::Infer(_) => &programs.infer,
         };
-        let in_place = matches!(walk, Walk::Infer);
-        let input = if in_place { self.plan.stream } else { place.input };
+        let input = match walk {
+            Walk::Infer(at) => at,
+            Walk::Forward | Walk::Backward => place.input,
+        };
         let binding = Binding { input, output: place.output, kept: &place.kept };
         let range = place.params..place.params + programs.block.param_len();
         let gradients = match (walk, self.plan.gradients) {
@@ -380,10 +425,10 @@ impl Engine {
         let at = BlockAt::Layer(layer);
         let phase = match walk {
             Walk::Backward => Phase::Backward,
-            Walk::Forward | Walk::Infer => Phase::Forward,
+            Walk::Forward | Walk::Infer(_) => Phase::Forward,
         };
-        frame!(self, block, program, at, binding, pass, &params[range], gradients, cache, phase)
-            .run()?;
+        let params = params.piece(range)?;
+        frame!(self, block, program, at, binding, pass, params, gradients, cache, phase).run()?;
         if !self.plan.weights_stay {
             let mut lap = Lap::begin();
             self.weights.release(layer);
@@ -391,20 +436,24 @@ impl Engine {
         }
         Ok(())
     }
-    /// Hands a layer's input to `work` with its number in the scratch file, if it is one of those
-    /// that go there.
+
+    /// Hands a layer's input and each of its kept values to `work` with its place in the scratch
+    /// file, if they go there.
     fn spool(
         &mut self,
         layer: usize,
         pass: &Pass,
-        work: impl FnOnce(&mut Spool, usize, &mut [f32]) -> Result<()>,
+        work: impl Fn(&Spool, usize, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         let place = &self.plan.layers[layer];
-        let Some(spool) = self.spool.as_mut().filter(|_| place.spooled) else { return Ok(()) };
+        let Some((spool, mut at)) = self.spool.as_ref().zip(place.spooled) else { return Ok(()) };
         let mut lap = Lap::begin();
-        let index = self.plan.layers[..layer].iter().filter(|l| l.spooled).count();
-        let len = pass.rows() * self.hidden;
-        work(spool, index, &mut self.arena[place.input..place.input + len])?;
+        let kept = &self.plan.programs[place.programs].kept;
+        let kept = place.kept.iter().zip(kept).map(|(start, (_, cols))| (*start, *cols));
+        for (start, cols) in [(place.input, self.hidden)].into_iter().chain(kept) {
+            work(spool, at, &mut self.arena[start..start + pass.rows() * cols])?;
+            at += self.plan.tokens * cols;
+        }
         lap.end(&mut self.profile, Phase::Paging, Work::Other, 0);
         Ok(())
     }
@@ -418,7 +467,7 @@ impl Engine {
         let mut lap = Lap::begin();
         self.weights.prefetch(layer)?;
         let next = match walk {
-            Walk::Forward | Walk::Infer => layer + 1,
+            Walk::Forward | Walk::Infer(_) => layer + 1,
             Walk::Backward => layer.wrapping_sub(1),
         };
         if next < self.plan.layers.len() {

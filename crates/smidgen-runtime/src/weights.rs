@@ -166,8 +166,9 @@ impl ModelWeights {
             Bound::Matrix(t) => t.range.len() / t.rows.max(1) * HEAD_TILE.min(t.rows) * 2,
             Bound::Vector(_) => 0,
         });
-        let all = layers.iter().sum::<usize>() + bytes(&self.head);
-        WeightPages { window: two.max(tiles.sum()) as u64, all: all as u64 }
+        let head = bytes(&self.head);
+        let all = layers.iter().sum::<usize>() + head;
+        WeightPages { window: two.max(tiles.sum()) as u64, all: all as u64, head: head as u64 }
     }
 
     pub(crate) fn matrix(&self, at: BlockAt, id: WeightId) -> QuantMatrix<'_> {

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use smidgen_graph::{Architecture, Factor, LoraSpec};
 use smidgen_kernels::Philox;
 use smidgen_models::SITES;
+use smidgen_runtime::Numbers;
 use smidgen_weights::{
     Adapter as PeftAdapter, AdapterConfig, AdapterWriter, BaseModel, LoraShape,
     TargetModules as PeftTargets, gguf_rows_to_hf, hf_rows_to_gguf,
@@ -84,16 +85,35 @@ impl Default for LoraConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterNote(pub String);
 
-/// An adapter: its kind, and all its numbers in one run, layer by layer.
+/// Which projections an adapter sits on, and where its numbers lie in their run.
 #[derive(Clone, Debug)]
-pub struct Adapter {
-    pub(crate) spec: LoraSpec,
-    pub(crate) first_layer: usize,
-    /// The numbers; A is `[rank, inputs]`, B is held transposed, `[rank, outputs]`.
-    pub(crate) values: Vec<f32>,
+pub struct AdapterShape {
+    spec: LoraSpec,
+    first_layer: usize,
     slots: Vec<Slot>,
     config: LoraConfig,
     use_rslora: bool,
+}
+
+/// An adapter: its kind, and all its numbers in one run, layer by layer.
+#[derive(Debug)]
+pub struct Adapter {
+    shape: AdapterShape,
+    /// The numbers; A is `[rank, inputs]`, B is held transposed, `[rank, outputs]`.
+    pub(crate) values: Numbers,
+}
+
+/// What an adapter starts from, before its numbers are anywhere.
+#[derive(Debug)]
+pub struct AdapterStart {
+    shape: AdapterShape,
+    from: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Random(u64),
+    Folder(PathBuf, PeftAdapter),
 }
 
 #[derive(Clone, Debug)]
@@ -112,40 +132,20 @@ impl Slot {
     }
 }
 
-impl Adapter {
-    /// No adapter at all: the base alone.
-    pub fn none(base: &Base) -> Self {
+impl AdapterShape {
+    /// The shape of the base alone: no adapter.
+    fn none(base: &Base) -> Self {
         let config = LoraConfig { num_layers: Some(0), ..LoraConfig::default() };
         Self {
             spec: LoraSpec { rank: 0, scale: 0.0, dropout: 0.0, modules: Vec::new() },
             first_layer: base.info.layers,
-            values: Vec::new(),
             slots: Vec::new(),
             config,
             use_rslora: false,
         }
     }
 
-    /// A new adapter that changes nothing yet: A uniform in +-1/sqrt(inputs), as PEFT starts it
-    /// (the same numbers on every machine for a seed), B zero.
-    ///
-    /// # Errors
-    /// A setting that can't be.
-    pub fn new(base: &Base, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let mut adapter = Self::shaped(base, config, false)?;
-        let random = Philox::new(seed);
-        for (stream, slot) in adapter.slots.iter().enumerate() {
-            if slot.factor == Factor::A {
-                let numbers = &mut adapter.values[slot.range.clone()];
-                random.uniform(stream as u64, 0, numbers);
-                let bound = 1.0 / (slot.cols as f32).sqrt();
-                numbers.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
-            }
-        }
-        Ok(adapter)
-    }
-
-    fn shaped(base: &Base, config: &LoraConfig, use_rslora: bool) -> Result<Self> {
+    fn new(base: &Base, config: &LoraConfig, use_rslora: bool) -> Result<Self> {
         let LoraConfig { rank, alpha, dropout, .. } = *config;
         if !(1..=1024).contains(&rank) {
             return Err(Error::setting(format!("--lora-rank {rank}: it lies between 1 and 1024")));
@@ -175,16 +175,71 @@ impl Adapter {
         };
         let first_layer = layers - trained;
         let slots = slots(base.blocks.as_ref(), &spec, first_layer);
-        let len = slots.last().map_or(0, |s| s.range.end);
-        let values = vec![0.0; len];
-        Ok(Self { spec, first_layer, values, slots, config: config.clone(), use_rslora })
+        Ok(Self { spec, first_layer, slots, config: config.clone(), use_rslora })
     }
 
-    /// Reads a PEFT folder for this model, and what is worth telling about it.
+    /// Which projections of a layer it sits on, as the planner takes it.
+    pub fn spec(&self) -> &LoraSpec {
+        &self.spec
+    }
+
+    /// The lowest layer that has it.
+    pub fn first_layer(&self) -> usize {
+        self.first_layer
+    }
+
+    /// What kind of adapter it is.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// Trainable numbers.
+    pub fn len(&self) -> usize {
+        self.slots.last().map_or(0, |s| s.range.end)
+    }
+
+    /// Numbers in the largest B.
+    pub(crate) fn largest_b(&self) -> usize {
+        let sizes = self.slots.iter().filter(|s| s.factor == Factor::B).map(|s| s.range.len());
+        sizes.max().unwrap_or(0)
+    }
+
+    /// Whether there is nothing to train.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Every factor: its layer, its module path below the layer, which of the two it is, and its
+    /// place among all numbers.
+    pub fn factors(&self) -> impl Iterator<Item = (usize, &str, Factor, Range<usize>)> {
+        self.slots.iter().map(|s| (s.layer, s.module.as_str(), s.factor, s.range.clone()))
+    }
+
+    /// An adapter of this shape with the given numbers.
+    ///
+    /// # Panics
+    /// If they are not as many as the shape has.
+    pub fn adapter(self, values: Numbers) -> Adapter {
+        assert_eq!(values.len(), self.len(), "one number for each of the shape's");
+        Adapter { shape: self, values }
+    }
+}
+
+impl AdapterStart {
+    /// A new adapter that changes nothing yet: A uniform in +-1/sqrt(inputs), as PEFT starts it
+    /// (the same numbers on every machine for a seed), B zero.
+    ///
+    /// # Errors
+    /// A setting that can't be.
+    pub fn random(base: &Base, config: &LoraConfig, seed: u64) -> Result<Self> {
+        Ok(Self { shape: AdapterShape::new(base, config, false)?, from: Origin::Random(seed) })
+    }
+
+    /// A PEFT folder's adapter of this model, and what is worth telling about it.
     ///
     /// # Errors
     /// The folder can't be read, or holds an adapter of another kind, model or shape.
-    pub fn load(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
+    pub fn folder(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
         let wrong = |what: String| Error::Adapter { path: folder.to_owned(), what };
         let mut notes = Vec::new();
         match BaseModel::read(folder)? {
@@ -212,21 +267,46 @@ impl Adapter {
             targets,
             num_layers: Some(base.info.layers - first),
         };
-        let mut adapter = Self::shaped(base, &config, settings.use_rslora)
+        let shape = AdapterShape::new(base, &config, settings.use_rslora)
             .map_err(|e| wrong(format!("its settings can't be: {e}")))?;
-        for i in 0..adapter.slots.len() {
-            adapter.read_slot(base, &file, i).map_err(wrong)?;
+        for slot in &shape.slots {
+            slot.check(&file).map_err(wrong)?;
         }
-        Ok((adapter, notes))
+        Ok((Self { shape, from: Origin::Folder(folder.to_owned(), file) }, notes))
     }
 
-    fn read_slot(
-        &mut self,
-        base: &Base,
-        file: &PeftAdapter,
-        at: usize,
-    ) -> std::result::Result<(), String> {
-        let slot = &self.slots[at];
+    /// What kind of adapter it will be.
+    pub fn shape(&self) -> &AdapterShape {
+        &self.shape
+    }
+
+    /// Fills `values`, which are as many as the shape has, and makes the adapter of them.
+    ///
+    /// # Errors
+    /// The folder can't be read any more, or the values' file can't be written.
+    pub fn make(self, base: &Base, mut values: Numbers) -> Result<Adapter> {
+        for (stream, slot) in self.shape.slots.iter().enumerate() {
+            let numbers = values.piece_mut(slot.range.clone())?;
+            match &self.from {
+                Origin::Random(seed) if slot.factor == Factor::A => {
+                    Philox::new(*seed).uniform(stream as u64, 0, numbers);
+                    let bound = 1.0 / (slot.cols as f32).sqrt();
+                    numbers.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
+                }
+                Origin::Random(_) => {}
+                Origin::Folder(path, file) => slot
+                    .read(base, file, numbers)
+                    .map_err(|what| Error::Adapter { path: path.clone(), what })?,
+            }
+        }
+        Ok(self.shape.adapter(values))
+    }
+}
+
+impl Slot {
+    /// Whether the file has it, and in this shape.
+    fn check(&self, file: &PeftAdapter) -> std::result::Result<(), String> {
+        let slot = self;
         let path = slot.path();
         let shapes: BTreeMap<&str, LoraShape> = file.modules().collect();
         let shape = shapes.get(path.as_str()).ok_or(format!("{path} is missing"))?;
@@ -237,31 +317,70 @@ impl Adapter {
                 slot.factor, shape.rank, slot.rank, slot.cols
             ));
         }
-        let numbers = &mut self.values[slot.range.clone()];
-        match slot.factor {
+        Ok(())
+    }
+
+    /// Its numbers from the file, in our order.
+    fn read(
+        &self,
+        base: &Base,
+        file: &PeftAdapter,
+        numbers: &mut [f32],
+    ) -> std::result::Result<(), String> {
+        let path = self.path();
+        match self.factor {
             Factor::A => file.read(&path, smidgen_weights::Factor::A, numbers),
             Factor::B => {
-                let mut rows = vec![0.0; slot.range.len()];
+                let mut rows = vec![0.0; self.range.len()];
                 let read = file.read(&path, smidgen_weights::Factor::B, &mut rows);
-                if let Some(heads) = permutation(base, &slot.module) {
+                if let Some(heads) = permutation(base, &self.module) {
                     let hf = rows.clone();
-                    hf_rows_to_gguf(&hf, &mut rows, heads, slot.rank);
+                    hf_rows_to_gguf(&hf, &mut rows, heads, self.rank);
                 }
-                transpose(&rows, slot.cols, slot.rank, numbers);
+                transpose(&rows, self.cols, self.rank, numbers);
                 read
             }
         }
         .map_err(|e| e.to_string())
+    }
+}
+
+impl Adapter {
+    /// No adapter at all: the base alone.
+    pub fn none(base: &Base) -> Self {
+        Self { shape: AdapterShape::none(base), values: Vec::new().into() }
+    }
+
+    /// A new adapter in memory; see [`AdapterStart::random`].
+    ///
+    /// # Errors
+    /// A setting that can't be.
+    pub fn new(base: &Base, config: &LoraConfig, seed: u64) -> Result<Self> {
+        let start = AdapterStart::random(base, config, seed)?;
+        let values = Numbers::in_memory(start.shape.len())?;
+        start.make(base, values)
+    }
+
+    /// A PEFT folder's adapter in memory; see [`AdapterStart::folder`].
+    ///
+    /// # Errors
+    /// The folder can't be read, or holds an adapter of another kind, model or shape.
+    pub fn load(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
+        let (start, notes) = AdapterStart::folder(base, folder)?;
+        let values = Numbers::in_memory(start.shape.len())?;
+        Ok((start.make(base, values)?, notes))
     }
 
     /// Writes a PEFT folder. Each file is replaced whole or not at all, the settings last.
     ///
     /// # Errors
     /// A number is infinite or no number: nothing is written then. A file can't be written.
-    pub fn save(&self, base: &Base, folder: &Path) -> Result<()> {
-        if let Some(slot) =
-            self.slots.iter().find(|s| self.values[s.range.clone()].iter().any(|x| !x.is_finite()))
-        {
+    pub fn save(&mut self, base: &Base, folder: &Path) -> Result<()> {
+        let Self { shape, values } = self;
+        for slot in &shape.slots {
+            if values.piece(slot.range.clone())?.iter().all(|x| x.is_finite()) {
+                continue;
+            }
             let what = format!(
                 "{} {:?} holds numbers that are not finite, so the adapter is not saved and an \
                  earlier one is left as it was; lower the learning rate",
@@ -270,7 +389,7 @@ impl Adapter {
             );
             return Err(Error::Adapter { path: folder.to_owned(), what });
         }
-        let names: Vec<String> = self
+        let names: Vec<String> = shape
             .spec
             .modules
             .iter()
@@ -279,14 +398,14 @@ impl Adapter {
         let config = AdapterConfig {
             base_model_name_or_path: Some(base.info.name.clone()),
             revision: None,
-            r: self.config.rank,
-            lora_alpha: self.config.alpha,
-            lora_dropout: self.config.dropout,
+            r: shape.config.rank,
+            lora_alpha: shape.config.alpha,
+            lora_dropout: shape.config.dropout,
             target_modules: PeftTargets::Names(names),
-            use_rslora: self.use_rslora,
+            use_rslora: shape.use_rslora,
         };
         let mut shapes: BTreeMap<String, LoraShape> = BTreeMap::new();
-        for slot in &self.slots {
+        for slot in &shape.slots {
             let empty = LoraShape { rank: slot.rank, inputs: 0, outputs: 0 };
             let shape = shapes.entry(slot.path()).or_insert(empty);
             match slot.factor {
@@ -295,8 +414,8 @@ impl Adapter {
             }
         }
         let mut writer = AdapterWriter::create(folder, &config, &base.record()?, &shapes)?;
-        for slot in &self.slots {
-            let numbers = &self.values[slot.range.clone()];
+        for slot in &shape.slots {
+            let numbers = values.piece(slot.range.clone())?;
             if slot.factor == Factor::A {
                 writer.write(&slot.path(), smidgen_weights::Factor::A, numbers)?;
                 continue;
@@ -312,52 +431,35 @@ impl Adapter {
         Ok(writer.finish()?)
     }
 
-    /// Which projections of a layer it sits on, as the planner takes it.
-    pub fn spec(&self) -> &LoraSpec {
-        &self.spec
-    }
-
-    /// The lowest layer that has it.
-    pub fn first_layer(&self) -> usize {
-        self.first_layer
+    /// Which projections it sits on, and where its numbers lie.
+    pub fn shape(&self) -> &AdapterShape {
+        &self.shape
     }
 
     /// What kind of adapter it is.
     pub fn config(&self) -> &LoraConfig {
-        &self.config
+        &self.shape.config
     }
 
     /// Trainable numbers.
     pub fn len(&self) -> usize {
-        self.values.len()
-    }
-
-    /// Numbers in the largest B.
-    pub(crate) fn largest_b(&self) -> usize {
-        let sizes = self.slots.iter().filter(|s| s.factor == Factor::B).map(|s| s.range.len());
-        sizes.max().unwrap_or(0)
+        self.shape.len()
     }
 
     /// Whether there is nothing to train.
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// Every factor: its layer, its module path below the layer, which of the two it is, and its
-    /// place in [`Adapter::values`].
-    pub fn factors(&self) -> impl Iterator<Item = (usize, &str, Factor, Range<usize>)> {
-        self.slots.iter().map(|s| (s.layer, s.module.as_str(), s.factor, s.range.clone()))
+        self.shape.is_empty()
     }
 
     /// All numbers; A is `[rank, inputs]`, B is held transposed, `[rank, outputs]`, in the model
     /// file's order of rows.
-    pub fn values(&self) -> &[f32] {
-        &self.values
+    pub fn values(&mut self) -> &mut Numbers {
+        &mut self.values
     }
 
-    /// The same, to set.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+    /// The same, where they are in memory.
+    pub fn held(&self) -> Option<&[f32]> {
+        self.values.held()
     }
 }
 

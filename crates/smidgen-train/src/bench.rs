@@ -138,7 +138,7 @@ pub fn bench(
     let process = process_row();
     let mut adapter = Adapter::new(base, &config.lora, config.seed)?;
     let size = DataSize { sequences: 1, longest: case.tokens };
-    let (plan, run) = plan_run(base, &adapter, &config, size, 0, process)?;
+    let (plan, run) = plan_run(base, adapter.shape(), &config, size, 0, process)?;
     let planned_bytes = plan.peak_bytes;
     let weights = Arc::clone(&base.weights);
     let mut engine = Engine::new(base.blocks.as_ref(), weights, Arc::new(plan), &run)?;
@@ -161,7 +161,7 @@ pub fn bench(
         let begin = Instant::now();
         for _ in 0..2 {
             fill(&mut pass, &sequences, 0, case.tokens);
-            engine.evaluate(&pass, &adapter.values)?;
+            engine.evaluate(&pass, &mut adapter.values)?;
         }
         let two_forwards = begin.elapsed();
         *engine.profile() = profile;

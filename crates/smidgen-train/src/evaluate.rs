@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::plan::{Plan, Request, plan};
-use smidgen_graph::{Budget, Gradients, Row};
+use smidgen_graph::{Budget, Gradients, Rates, Row};
 use smidgen_kernels::{Kernels, MatRef};
 use smidgen_models::Info;
-use smidgen_runtime::{Engine, KvCache, Pass, Settings, fixed_rows};
+use smidgen_runtime::{Engine, KvCache, Pass, Settings, SpoolFormat, fixed_rows};
 use smidgen_text::{Dataset, Sequence};
 
 use crate::adapter::Adapter;
@@ -103,23 +103,32 @@ impl<'a> Evaluator<'a> {
         budget: Budget,
         more: Vec<Row>,
     ) -> Result<Self> {
-        let settings =
-            Settings { kernels: Kernels::detect(), threads, positions, spool_folder: None };
+        let settings = Settings {
+            kernels: Kernels::detect(),
+            threads,
+            positions,
+            spool_folder: None,
+            spool_format: SpoolFormat::F32,
+        };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         let mut process = process_row();
         // The adapter is there already and has a line of its own.
-        process.bytes = process.bytes.saturating_sub(4 * adapter.len() as u64);
+        let held = adapter.held().map_or(0, <[f32]>::len);
+        process.bytes = process.bytes.saturating_sub(4 * held as u64);
         fixed.push(process);
         fixed.extend(more);
         let request = Request {
             tokens,
-            lora: adapter.spec.clone(),
-            first_trained: adapter.first_layer,
+            lora: adapter.shape().spec().clone(),
+            first_trained: adapter.shape().first_layer(),
             gradients: Gradients::Block,
             optimizer_state: vec![],
             backward: false,
             budget,
             spool: false,
+            spool_number: SpoolFormat::F32.bytes(),
+            passes: 1,
+            rates: Rates::REFERENCE,
             fixed,
             weights: base.weights.pages(),
         };
@@ -149,7 +158,7 @@ impl<'a> Evaluator<'a> {
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Evaluation> {
-        evaluate(&mut self.engine, &self.adapter, data, &mut self.pass, cancel, progress)
+        evaluate(&mut self.engine, &mut self.adapter, data, &mut self.pass, cancel, progress)
     }
 
     /// The logits of every position of `ids`: `visit(first token, positions x tokens)` is called
@@ -160,7 +169,7 @@ impl<'a> Evaluator<'a> {
     pub fn logits(&mut self, ids: &[u32], visit: &mut dyn FnMut(usize, MatRef<'_>)) -> Result<()> {
         self.pass.clear();
         self.pass.push(ids, &vec![false; ids.len()], 0);
-        Ok(self.engine.logits(&self.pass, &self.adapter.values, None, 0, visit)?)
+        Ok(self.engine.logits(&self.pass, &mut self.adapter.values, None, 0, visit)?)
     }
 
     /// The logits after the last of `ids`, which stand from position `first` on.
@@ -176,7 +185,7 @@ impl<'a> Evaluator<'a> {
         self.pass.segments[0].first_position = first;
         out.clear();
         let last = ids.len() - 1;
-        let params = &self.adapter.values;
+        let params = &mut self.adapter.values;
         self.engine.logits(&self.pass, params, Some(cache), last, &mut |_, tile| {
             out.extend_from_slice(tile.row(0));
         })?;
@@ -186,7 +195,7 @@ impl<'a> Evaluator<'a> {
 
 pub(crate) fn evaluate(
     engine: &mut Engine,
-    adapter: &Adapter,
+    adapter: &mut Adapter,
     data: &Dataset,
     pass: &mut Pass,
     cancel: &AtomicBool,
@@ -210,7 +219,7 @@ pub(crate) fn evaluate(
             waiting.push(sequence);
         }
         let taken = fill(pass, &waiting, 0, rows);
-        for loss in engine.evaluate(pass, &adapter.values)? {
+        for loss in engine.evaluate(pass, &mut adapter.values)? {
             sum += loss.sum;
             correct += loss.correct;
             result.targets += loss.targets;

@@ -20,7 +20,7 @@ mod schedule;
 mod session;
 pub mod step;
 
-pub use adapter::{Adapter, AdapterNote, LoraConfig, TargetModules};
+pub use adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig, TargetModules};
 pub use base::Base;
 pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
 pub use error::{Error, Kind, Result};
@@ -35,8 +35,9 @@ pub use session::{
 };
 
 pub use smidgen_graph::plan::Plan;
-pub use smidgen_graph::{Budget, OverBudget, Row};
+pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};
 pub use smidgen_models::{Info, synth};
+pub use smidgen_runtime::SpoolFormat;
 pub use smidgen_runtime::measure::Packing;
 pub use smidgen_runtime::memory;
 pub use smidgen_runtime::profile::{Cost, Phase, Profile, Work};

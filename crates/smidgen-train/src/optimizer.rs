@@ -1,9 +1,10 @@
 //! Optimisers over one flat run of trainable numbers.
 
 use std::ops::Range;
+use std::path::Path;
 
 use smidgen_kernels::{AdamW, Kernels};
-use smidgen_runtime::sealed;
+use smidgen_runtime::Numbers;
 
 use crate::error::Result;
 
@@ -54,23 +55,43 @@ impl OptimizerConfig {
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
-    mean: Vec<f32>,
-    mean_square: Vec<f32>,
+    /// As [`OptimizerConfig::state`] names them.
+    state: Vec<Numbers>,
 }
 
 impl Optimizer {
-    /// An optimiser for `len` numbers, before its first step.
+    /// An optimiser for `len` numbers, before its first step, with its state in memory.
     ///
     /// # Errors
     /// The system does not give the memory for its state.
     pub fn new(config: OptimizerConfig, len: usize) -> Result<Self> {
-        let len = if config.state().is_empty() { 0 } else { len };
-        let (mean, mean_square) = (sealed(len)?, sealed(len)?);
-        Ok(Self { config, mean, mean_square })
+        Self::with(config, || Ok(Numbers::in_memory(len)?))
+    }
+
+    /// The same with its state in scratch files in `folder`, of which the memory holds what
+    /// belongs to `window` numbers.
+    ///
+    /// # Errors
+    /// The folder can't be written to or has no room.
+    pub fn paged(
+        config: OptimizerConfig,
+        folder: &Path,
+        len: usize,
+        window: usize,
+    ) -> Result<Self> {
+        Self::with(config, || Ok(Numbers::in_file(folder, len, window)?))
+    }
+
+    fn with(config: OptimizerConfig, make: impl Fn() -> Result<Numbers>) -> Result<Self> {
+        let state = config.state().iter().map(|_| make()).collect::<Result<_>>()?;
+        Ok(Self { config, state })
     }
 
     /// Updates the numbers of `range`, given as `params`, by their gradients. `step` counts from
     /// 1 and is the same for all ranges of a step.
+    ///
+    /// # Errors
+    /// The state's files can't be read or written.
     pub fn update(
         &mut self,
         kernels: Kernels,
@@ -79,17 +100,19 @@ impl Optimizer {
         gradients: &[f32],
         rate: f64,
         step: u64,
-    ) {
-        match self.config {
-            OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
+    ) -> smidgen_runtime::Result<()> {
+        match (self.config, self.state.as_mut_slice()) {
+            (OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay }, [mean, mean_square]) => {
                 let settings = AdamW { lr: rate, beta1, beta2, eps, weight_decay };
-                let mean = &mut self.mean[range.clone()];
-                let mean_square = &mut self.mean_square[range];
+                let mean = mean.piece_mut(range.clone())?;
+                let mean_square = mean_square.piece_mut(range)?;
                 kernels.adamw(params, gradients, mean, mean_square, settings, step);
             }
-            OptimizerConfig::Sgd { weight_decay } => {
+            (OptimizerConfig::AdamW { .. }, _) => unreachable!("AdamW has two states"),
+            (OptimizerConfig::Sgd { weight_decay }, _) => {
                 kernels.sgd(params, gradients, rate as f32, weight_decay as f32);
             }
         }
+        Ok(())
     }
 }

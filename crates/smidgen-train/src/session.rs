@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use smidgen_graph::plan::{Plan, Request, plan};
-use smidgen_graph::{Budget, Gradients, Row};
+use smidgen_graph::plan::{Paged, Plan, Request, plan};
+use smidgen_graph::{Budget, Gradients, Rates, Row};
 use smidgen_kernels::Kernels;
-use smidgen_runtime::{Engine, Pass, Settings, fixed_rows, memory};
+use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat, fixed_rows, memory};
 use smidgen_text::{Dataset, Order, Sequence};
 
-use crate::adapter::{Adapter, AdapterNote, LoraConfig};
+use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
@@ -85,10 +85,16 @@ pub struct TrainConfig {
     pub memory: MemoryBudget,
     /// Threads.
     pub threads: usize,
-    /// A folder on a disk for a scratch file, which a budget that is small needs: blocks' inputs
-    /// wait there for their backward. None for no such file. Nothing is written before
-    /// [`Planned::start`], and nothing is left.
+    /// A folder on a disk for scratch files, which a budget that is small needs: values wait there
+    /// for their backward, factors and optimiser state for their layer's turn. None for no such
+    /// file. Nothing is written before [`Planned::start`], and nothing is left.
     pub spool: Option<PathBuf>,
+    /// How values are written that wait there for their backward. Bf16 halves what is written and
+    /// changes the result wherever the plan has values wait; factors and state are always f32.
+    pub spool_format: SpoolFormat,
+    /// How fast the machine is, which decides what the plan does with its budget, and never a
+    /// result. [`crate::measure_rates`] finds it out.
+    pub rates: Rates,
 }
 
 impl Default for TrainConfig {
@@ -109,6 +115,8 @@ impl Default for TrainConfig {
             memory: MemoryBudget::Auto,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             spool: None,
+            spool_format: SpoolFormat::F32,
+            rates: Rates::REFERENCE,
         }
     }
 }
@@ -150,7 +158,7 @@ pub struct Planned {
     base: Base,
     data: Dataset,
     config: TrainConfig,
-    adapter: Adapter,
+    start: AdapterStart,
     plan: Plan,
     settings: Settings,
     notes: Vec<AdapterNote>,
@@ -172,19 +180,16 @@ impl Planned {
         config.check()?;
         let process = process_row();
         check_vocabulary(&base, &data)?;
-        let (adapter, notes) = match &config.init_adapter {
-            Some(folder) => Adapter::load(&base, folder)?,
-            None => (Adapter::new(&base, &config.lora, config.seed)?, vec![]),
-        };
+        let (start, notes) = adapter_start(&base, &config)?;
         let size = DataSize { sequences: data.len(), longest: data.max_len() };
         let (plan, settings) =
-            plan_run(&base, &adapter, &config, size, longest_evaluation, process)?;
+            plan_run(&base, start.shape(), &config, size, longest_evaluation, process)?;
         let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
             Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
         };
-        Ok(Self { base, data, config, adapter, plan, settings, notes, steps })
+        Ok(Self { base, data, config, start, plan, settings, notes, steps })
     }
 
     /// The plan: its table sums to its peak.
@@ -197,9 +202,9 @@ impl Planned {
         &self.notes
     }
 
-    /// The adapter as it will start.
-    pub fn adapter(&self) -> &Adapter {
-        &self.adapter
+    /// What kind of adapter the run trains.
+    pub fn adapter(&self) -> &AdapterShape {
+        self.start.shape()
     }
 
     /// The model.
@@ -215,10 +220,20 @@ impl Planned {
     /// Makes all that the plan lists.
     ///
     /// # Errors
-    /// Threads can't be started.
+    /// Threads can't be started, or the scratch files can't be made.
     pub fn start(self) -> Result<Session> {
         let plan = Arc::new(self.plan);
-        let optimizer = Optimizer::new(self.config.optimizer, self.adapter.len())?;
+        let (len, window) = (self.start.shape().len(), plan.largest_params());
+        let folder = self.settings.spool_folder.as_deref().unwrap_or(Path::new("."));
+        let values = match plan.paged {
+            Paged::All => Numbers::in_file(folder, len, window)?,
+            Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
+        };
+        let optimizer = match plan.paged {
+            Paged::Nothing => Optimizer::new(self.config.optimizer, len)?,
+            _ => Optimizer::paged(self.config.optimizer, folder, len, window)?,
+        };
+        let adapter = self.start.make(&self.base, values)?;
         let order = match self.config.shuffle {
             true => Order::Shuffled { seed: self.config.seed },
             false => Order::File,
@@ -229,7 +244,7 @@ impl Planned {
             base: self.base,
             data: self.data,
             config: self.config,
-            adapter: self.adapter,
+            adapter,
             plan,
             settings: self.settings,
             engine: None,
@@ -401,7 +416,8 @@ impl Session {
     pub fn evaluate(&mut self, data: &Dataset, cancel: &AtomicBool) -> Result<Evaluation> {
         self.engine()?;
         let engine = self.engine.as_mut().expect("just made");
-        let result = evaluate(engine, &self.adapter, data, &mut self.pass, cancel, &mut |_, _| {});
+        let result =
+            evaluate(engine, &mut self.adapter, data, &mut self.pass, cancel, &mut |_, _| {});
         self.peak = self.peak.max(engine.meter().peak());
         result
     }
@@ -502,17 +518,21 @@ pub(crate) struct DataSize {
 pub fn plan_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Plan> {
     config.check()?;
     let process = process_row();
-    let adapter = match &config.init_adapter {
-        Some(folder) => Adapter::load(base, folder)?.0,
-        None => Adapter::new(base, &config.lora, config.seed)?,
-    };
+    let start = adapter_start(base, config)?.0;
     let size = DataSize { sequences: config.sequences(), longest };
-    Ok(plan_run(base, &adapter, config, size, 0, process)?.0)
+    Ok(plan_run(base, start.shape(), config, size, 0, process)?.0)
+}
+
+fn adapter_start(base: &Base, config: &TrainConfig) -> Result<(AdapterStart, Vec<AdapterNote>)> {
+    match &config.init_adapter {
+        Some(folder) => AdapterStart::folder(base, folder),
+        None => Ok((AdapterStart::random(base, &config.lora, config.seed)?, vec![])),
+    }
 }
 
 pub(crate) fn plan_run(
     base: &Base,
-    adapter: &Adapter,
+    adapter: &AdapterShape,
     config: &TrainConfig,
     data: DataSize,
     longest_evaluation: usize,
@@ -524,6 +544,7 @@ pub(crate) fn plan_run(
         threads: config.threads,
         positions: tokens,
         spool_folder: config.spool.clone(),
+        spool_format: config.spool_format,
     };
     let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
     let held = config.sequences().min(data.sequences);
@@ -550,13 +571,16 @@ pub(crate) fn plan_run(
     };
     let request = Request {
         tokens,
-        lora: adapter.spec.clone(),
-        first_trained: adapter.first_layer,
+        lora: adapter.spec().clone(),
+        first_trained: adapter.first_layer(),
         gradients,
         optimizer_state: config.optimizer.state(),
         backward: true,
         budget: config.memory.resolve(),
         spool: config.spool.is_some(),
+        spool_number: config.spool_format.bytes(),
+        passes: held.div_ceil((tokens / data.longest.max(1)).max(1)),
+        rates: config.rates,
         fixed,
         weights: base.weights.pages(),
     };

@@ -59,7 +59,7 @@ pub fn step(
     let kernels = engine.kernels();
     let targets: usize = sequences.iter().map(Sequence::target_count).sum();
     pass.weight = 1.0 / targets.max(1) as f32;
-    pass.dropout = (adapter.spec.dropout > 0.0)
+    pass.dropout = (adapter.shape().spec().dropout > 0.0)
         .then_some(Dropout { seed: settings.seed, step: settings.number });
     let whole = engine.plan().gradients == Gradients::Whole;
     if whole {
@@ -71,19 +71,23 @@ pub fn step(
         let losses =
             engine.train(pass, &mut adapter.values, cancel, &mut |range, params, gradients| {
                 let (rate, number) = (settings.rate, settings.number);
-                optimizer.update(kernels, range, params, gradients, rate, number);
+                optimizer.update(kernels, range, params, gradients, rate, number)
             })?;
         sum = losses.iter().fold(sum, |sum, l| sum + l.sum);
     }
     if whole {
         let begin = Instant::now();
+        let layers = engine.plan().param_ranges();
         let gradients = engine.gradients();
         if let Some(limit) = settings.clip {
             clip(kernels, adapter, gradients, limit);
         }
-        let all = 0..adapter.values.len();
         let (rate, number) = (settings.rate, settings.number);
-        optimizer.update(kernels, all, &mut adapter.values, gradients, rate, number);
+        for range in layers {
+            let params = adapter.values.piece_mut(range.clone())?;
+            let gradients = &gradients[range.clone()];
+            optimizer.update(kernels, range, params, gradients, rate, number)?;
+        }
         engine.profile().add(Phase::Optimiser, Work::Other, begin.elapsed(), 0);
     }
     let tokens = sequences.iter().map(|s| s.ids.len()).sum();
@@ -107,8 +111,11 @@ pub(crate) fn fill(pass: &mut Pass, sequences: &[Sequence], first: usize, rows: 
 /// Scales all gradients down to the norm `limit`, as torch's clip_grad_norm_ does. Squares are
 /// summed a factor at a time, then over factors in order.
 fn clip(kernels: Kernels, adapter: &Adapter, gradients: &mut [f32], limit: f64) {
-    let squares: f64 =
-        adapter.factors().map(|(_, _, _, range)| kernels.sum_squares(&gradients[range])).sum();
+    let squares: f64 = adapter
+        .shape()
+        .factors()
+        .map(|(_, _, _, range)| kernels.sum_squares(&gradients[range]))
+        .sum();
     let factor = limit / (squares.sqrt() + 1e-6);
     if factor < 1.0 {
         gradients.iter_mut().for_each(|g| *g *= factor as f32);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use common::{
-    FAMILIES, Model, bits, golden_model, gradient, loss, peft_name, relative, repository,
+    FAMILIES, Model, bits, golden_model, gradient, loss, numbers, peft_name, relative, repository,
     safetensors,
 };
 use serde_json::Value;
@@ -73,7 +73,7 @@ impl Golden {
     fn check_gradients(&self, prefix: &str, adapter: &Adapter, gradients: &[f32]) -> f64 {
         let mut worst: f64 = 0.0;
         let mut checked = 0;
-        for (layer, module, factor, range) in adapter.factors() {
+        for (layer, module, factor, range) in adapter.shape().factors() {
             let name = peft_name(layer, module, factor);
             let found = self.peft_order(module, factor, &gradients[range], adapter.config());
             let off = relative(&found, &self.tensors[&format!("{prefix}.grad.{name}")]);
@@ -149,8 +149,8 @@ fn sequence_loss_and_gradients_match() {
         let (adapter, sequences) = (golden.adapter(), [golden.sequence()]);
         let run = golden.model.run(&adapter, sequences[0].ids.len());
         let mut engine = golden.model.engine(&run);
-        let (found, gradients) = gradient(&mut engine, adapter.values(), &sequences, None);
-        let evaluated = loss(&mut engine, adapter.values(), &sequences, None);
+        let (found, gradients) = gradient(&mut engine, numbers(&adapter), &sequences, None);
+        let evaluated = loss(&mut engine, numbers(&adapter), &sequences, None);
         assert_eq!(found.to_bits(), evaluated.to_bits(), "training and evaluation");
         let off = check_loss(golden.family, found, &golden.json["sequence"]["loss"], LOSSES);
         let worst = golden.check_gradients("sequence", &adapter, &gradients);
@@ -167,7 +167,7 @@ fn batch_loss_and_gradients_match_with_the_same_bits_for_every_set_thread_and_pa
             let mut run = golden.model.run(&adapter, tokens);
             (run.kernels, run.threads) = (kernels, threads);
             let mut engine = golden.model.engine(&run);
-            let (found, gradients) = gradient(&mut engine, adapter.values(), batch, None);
+            let (found, gradients) = gradient(&mut engine, numbers(&adapter), batch, None);
             let this = (found.to_bits(), bits(&gradients));
             if let Some(first) = &first {
                 let how = format!("{:?}, {threads} threads, {tokens}", kernels.isa());
@@ -273,12 +273,12 @@ fn ten_sgd_losses_match() {
 #[test]
 fn a_saved_adapter_is_the_one_that_was_loaded() {
     for golden in FAMILIES.map(Golden::open) {
-        let adapter = golden.adapter();
+        let mut adapter = golden.adapter();
         let scratch = tempfile::tempdir().expect("a folder");
         let folder = scratch.path().join("saved");
         adapter.save(&golden.model.base, &folder).expect("a saved adapter");
         let (again, notes) = Adapter::load(&golden.model.base, &folder).expect("an adapter");
-        assert_eq!(bits(again.values()), bits(adapter.values()));
+        assert_eq!(bits(numbers(&again)), bits(numbers(&adapter)));
         assert!(notes.is_empty(), "{notes:?}");
         let tensors = |folder: PathBuf| safetensors(&folder.join("adapter_model.safetensors"));
         let (saved, start) = (tensors(folder), tensors(golden.adapter_folder()));

@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use common::{
-    FAMILIES, Model, Run, bits, golden_model, gradient, loss, norm, repository, sequences,
-    worst_difference,
+    FAMILIES, Model, Run, all_numbers, bits, golden_model, gradient, loss, norm, numbers,
+    repository, sequences, worst_difference,
 };
-use smidgen_graph::{Budget, Factor, Gradients};
+use smidgen_graph::{Budget, Factor, Gradients, Paged};
 use smidgen_models::SITES;
 use smidgen_runtime::{Dropout, Pass};
 use smidgen_train::step::{StepSettings, step};
@@ -40,10 +40,8 @@ fn train(
     batches: &[Vec<Sequence>],
     clip: Option<f64>,
 ) -> (Vec<u64>, Vec<u32>) {
-    let mut adapter = adapter.clone();
     let mut engine = model.engine(run);
-    let mut optimizer =
-        Optimizer::new(OptimizerConfig::adamw(0.01), adapter.len()).expect("memory");
+    let (mut adapter, mut optimizer) = run.trainee(adapter, &engine);
     let mut pass = Pass::default();
     let mut losses = Vec::new();
     for number in 1..=3 {
@@ -54,7 +52,7 @@ fn train(
             step(&mut engine, adapter, &mut optimizer, sequences, &settings, &mut pass, &never);
         losses.push(out.expect("a step").loss.to_bits());
     }
-    (losses, bits(adapter.values()))
+    (losses, bits(&all_numbers(&mut adapter, &engine)))
 }
 
 /// Runs every model with and without dropout through `check(model, adapter, run, batches)`, where
@@ -89,10 +87,11 @@ fn budgets_change_nothing() {
         for budget in run.budgets(model.blocks.as_ref(), 8) {
             let run = Run { budget, threads: 2, ..run.clone() };
             let plan = model.plan(&run).expect("a plan");
-            plans.insert((plan.peak_bytes, plan.flops));
+            plans.insert((plan.peak_bytes, plan.flops, plan.segments.len()));
             let found = train(model, adapter, &run, batches, None);
             assert!(found == all, "{} under {budget:?}", model.info.family);
         }
+        assert!(plans.iter().any(|p| p.2 > 1) || run.first_trained > 0, "no run of layers");
         assert!(plans.len() >= 4, "{} plans of {}", plans.len(), model.info.family);
     });
 }
@@ -101,13 +100,15 @@ fn budgets_change_nothing() {
 fn a_scratch_file_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let most = std::cell::Cell::new(0);
+    let ways = std::cell::RefCell::new(BTreeSet::new());
     each_model(|model, adapter, run, batches| {
         let all = train(model, adapter, run, batches, None);
         let spooling = Run { spool: Some(folder.path().to_owned()), ..run.clone() };
         for budget in spooling.budgets(model.blocks.as_ref(), 12) {
             let run = Run { budget, threads: 2, ..spooling.clone() };
             let plan = model.plan(&run).expect("a plan");
-            most.set(most.get().max(plan.layers.iter().filter(|l| l.spooled).count()));
+            most.set(most.get().max(plan.layers.iter().filter(|l| l.spooled.is_some()).count()));
+            ways.borrow_mut().insert((plan.paged, plan.spool_len > 0));
             let found = train(model, adapter, &run, batches, None);
             assert!(found == all, "{} under {budget:?}", model.info.family);
         }
@@ -115,7 +116,9 @@ fn a_scratch_file_changes_nothing() {
         let least = |run: &Run| Run { budget: Budget::Least, ..run.clone() };
         assert!(peak(&least(&spooling)) <= peak(&least(run)), "{}", model.info.family);
     });
-    assert!(most.get() >= 2, "at most {} inputs went to the file", most.get());
+    assert!(most.get() >= 2, "values of at most {} layers went to the file", most.get());
+    let paged: BTreeSet<_> = ways.borrow().iter().map(|way| way.0).collect();
+    assert!(paged.contains(&Paged::All) && paged.contains(&Paged::Nothing), "{ways:?}");
     assert_eq!(folder.path().read_dir().expect("a folder").count(), 0, "something is left");
 }
 
@@ -169,7 +172,7 @@ fn masks_depend_on_seed_step_and_sample() {
     let twice = [batch[0].clone(), batch[0].clone()];
     let mut engine = model.engine(&model.run(&adapter, 40));
     let mut found = |sequences: &[Sequence], seed, step| {
-        loss(&mut engine, adapter.values(), sequences, Some(Dropout { seed, step })).to_bits()
+        loss(&mut engine, numbers(&adapter), sequences, Some(Dropout { seed, step })).to_bits()
     };
     let losses =
         [found(&batch, 1, 1), found(&batch, 2, 1), found(&batch, 1, 2), found(&twice, 1, 1)];
@@ -184,7 +187,7 @@ fn clipping_scales_all_gradients_to_the_norm() {
         let mut adapter = model.adapter(&lora(0.0));
         let batch = sequences(model.info.vocabulary, &[30, 12]);
         let mut engine = model.engine(&model.run(&adapter, 42));
-        let start = adapter.values().to_vec();
+        let start = numbers(&adapter).to_vec();
         let (_, gradients) = gradient(&mut engine, &start, &batch, None);
         let limit = norm(&gradients) / 3.0;
         let mut optimizer =
@@ -194,7 +197,7 @@ fn clipping_scales_all_gradients_to_the_norm() {
         step(&mut engine, &mut adapter, &mut optimizer, &batch, &settings, &mut pass, &never)
             .expect("a step");
         let factor = limit / norm(&gradients);
-        for ((after, before), g) in adapter.values().iter().zip(&start).zip(&gradients) {
+        for ((after, before), g) in numbers(&adapter).iter().zip(&start).zip(&gradients) {
             let expected = f64::from(*before) - factor * f64::from(*g);
             assert!((f64::from(*after) - expected).abs() < 1e-6, "{after} against {expected}");
         }
@@ -202,7 +205,7 @@ fn clipping_scales_all_gradients_to_the_norm() {
 }
 
 fn ranges(adapter: &Adapter) -> Vec<Range<usize>> {
-    adapter.factors().map(|(_, _, _, range)| range).collect()
+    adapter.shape().factors().map(|(_, _, _, range)| range).collect()
 }
 
 /// Holds the gradient of `config`'s adapter against differences of the loss.
@@ -212,9 +215,9 @@ fn check_differences(model: &Model, config: &LoraConfig) -> f64 {
     let dropout = (config.dropout > 0.0).then_some(Dropout { seed: 8, step: 3 });
     let run = Run { budget: Budget::Least, ..model.run(&adapter, 33) };
     let mut engine = model.engine(&run);
-    let (_, gradients) = gradient(&mut engine, adapter.values(), &batch, dropout);
+    let (_, gradients) = gradient(&mut engine, numbers(&adapter), &batch, dropout);
     let moved = |params: &[f32]| loss(&mut engine, params, &batch, dropout);
-    let worst = worst_difference(adapter.values(), &gradients, &ranges(&adapter), 2, 0.012, moved);
+    let worst = worst_difference(numbers(&adapter), &gradients, &ranges(&adapter), 2, 0.012, moved);
     println!("{} {config:?}: worst {worst:.1e}", model.info.family);
     worst
 }
@@ -237,8 +240,8 @@ fn gradients_are_those_of_the_loss() {
 /// The numbers of `all` that `part` has too, in the order of `part`.
 fn common_numbers(all: &Adapter, numbers: &[f32], part: &Adapter) -> Vec<f32> {
     let mut found = Vec::new();
-    for (layer, module, factor, _) in part.factors() {
-        let same = all.factors().find(|f| (f.0, f.1, f.2) == (layer, module, factor));
+    for (layer, module, factor, _) in part.shape().factors() {
+        let same = all.shape().factors().find(|f| (f.0, f.1, f.2) == (layer, module, factor));
         found.extend_from_slice(&numbers[same.expect("a factor of both").3]);
     }
     found
@@ -250,20 +253,23 @@ fn check_part(model: &Model, config: &LoraConfig) {
     let mut all = model.adapter(&lora(config.dropout));
     let mut part = model.adapter(config);
     let shared: BTreeSet<(usize, String)> =
-        part.factors().map(|(layer, module, _, _)| (layer, module.to_owned())).collect();
+        part.shape().factors().map(|(layer, module, _, _)| (layer, module.to_owned())).collect();
     let others: Vec<Range<usize>> = all
+        .shape()
         .factors()
         .filter(|(l, m, f, _)| *f == Factor::B && !shared.contains(&(*l, (*m).to_owned())))
         .map(|f| f.3)
         .collect();
-    others.into_iter().for_each(|range| all.values_mut()[range].fill(0.0));
-    let numbers = common_numbers(&all, all.values(), &part);
-    part.values_mut().copy_from_slice(&numbers);
+    others
+        .into_iter()
+        .for_each(|range| all.values().held_mut().expect("in memory")[range].fill(0.0));
+    let shared_numbers = common_numbers(&all, numbers(&all), &part);
+    part.values().held_mut().expect("in memory").copy_from_slice(&shared_numbers);
     let batch = sequences(model.info.vocabulary, &[24, 9]);
     let dropout = (config.dropout > 0.0).then_some(Dropout { seed: 8, step: 3 });
     let of = |adapter: &Adapter, budget| {
         let run = Run { budget, ..model.run(adapter, 33) };
-        gradient(&mut model.engine(&run), adapter.values(), &batch, dropout)
+        gradient(&mut model.engine(&run), numbers(adapter), &batch, dropout)
     };
     let whole = of(&all, Budget::Unlimited);
     for budget in [Budget::Least, Budget::Unlimited] {

@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use smidgen_graph::plan::{Request, plan};
-use smidgen_graph::{Budget, Factor, Gradients, WeightPages};
+use smidgen_graph::{Budget, Factor, Gradients, Rates, WeightPages};
 use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
-use smidgen_runtime::{Engine, Pass, Settings};
+use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_train::{
     Adapter, Base, Dataset, Evaluation, Evaluator, Flow, LoraConfig, MemoryBudget, OptimizerConfig,
     Outcome, Planned, PrepareOptions, TokenFile, TrainConfig, WindowSpec, prepare,
@@ -94,10 +94,11 @@ fn all_models_gemma3_losses() {
 /// here B is held transposed and, for llama, in GGUF's order.
 fn reference_adapter(base: &Base) -> Adapter {
     let mut adapter = Adapter::new(base, &LoraConfig::default(), 0).expect("an adapter");
-    let places: Vec<_> = adapter.factors().map(|(l, m, f, r)| (l, m.to_owned(), f, r)).collect();
+    let places: Vec<_> =
+        adapter.shape().factors().map(|(l, m, f, r)| (l, m.to_owned(), f, r)).collect();
     for (layer, module, factor, range) in places {
         let k = SITES.iter().position(|s| s.module == module).expect("a projection");
-        let numbers = &mut adapter.values_mut()[range];
+        let numbers = adapter.values().piece_mut(range).expect("numbers");
         let hf: Vec<f32> = (0..numbers.len()).map(|i| start(layer, k, factor, i)).collect();
         numbers.copy_from_slice(&from_checkpoint(base, k, factor, &hf));
     }
@@ -149,16 +150,20 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         threads: 2,
         positions: ids.len(),
         spool_folder: None,
+        spool_format: SpoolFormat::F32,
     };
     let request = Request {
         tokens: ids.len(),
-        lora: adapter.spec().clone(),
-        first_trained: adapter.first_layer(),
+        lora: adapter.shape().spec().clone(),
+        first_trained: adapter.shape().first_layer(),
         gradients: Gradients::Whole,
         optimizer_state: vec![],
         backward: true,
         budget: Budget::Least,
         spool: false,
+        spool_number: 4,
+        passes: 1,
+        rates: Rates::REFERENCE,
         fixed: vec![],
         weights: WeightPages::default(),
     };
@@ -168,9 +173,9 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
     let targets = counts.iter().filter(|c| **c).count();
     let mut pass = Pass { weight: 1.0 / targets as f32, ..Pass::default() };
     pass.push(ids, counts, 0);
-    let mut values = adapter.values().to_vec();
+    let mut values = Numbers::from(adapter.held().expect("in memory").to_vec());
     let never = AtomicBool::new(false);
-    let losses = engine.train(&pass, &mut values, &never, &mut |_, _, _| {}).expect("a step");
+    let losses = engine.train(&pass, &mut values, &never, &mut |_, _, _| Ok(())).expect("a step");
     let loss = losses[0].sum / losses[0].targets as f64;
     (loss, engine.gradients().to_vec())
 }
@@ -194,7 +199,7 @@ fn check_gradients(file: &str, reference: &str, bos: bool) {
     println!("loss {loss:.6} against {expected:.6}");
     assert!((loss - expected).abs() < 1e-3, "loss {loss} against {expected}");
     let (mut worst_norm, mut worst_entry, mut checked) = (0.0f64, 0.0f64, 0);
-    for (layer, module, factor, range) in adapter.factors() {
+    for (layer, module, factor, range) in adapter.shape().factors() {
         let k = SITES.iter().position(|s| s.module == module).expect("a projection");
         let entry = &reference["grads"][layer * SITES.len() + k];
         let short = module.rsplit('.').next().expect("a name").trim_end_matches("_proj");

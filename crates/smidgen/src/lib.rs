@@ -94,7 +94,9 @@ pub use logits::write_logits;
 pub use smidgen_train::{Error, Kind, OverBudget, Result};
 
 // Models and adapters.
-pub use smidgen_train::{Adapter, AdapterNote, Base, Info, LoraConfig, TargetModules};
+pub use smidgen_train::{
+    Adapter, AdapterNote, AdapterShape, AdapterStart, Base, Info, LoraConfig, TargetModules,
+};
 
 // Data.
 pub use smidgen_train::{
@@ -109,7 +111,9 @@ pub use smidgen_train::{
 };
 
 // Its memory.
-pub use smidgen_train::{Budget, MemoryBudget, Plan, Row, memory, plan_ahead};
+pub use smidgen_train::{
+    Budget, MemoryBudget, Plan, Rates, Row, SpoolFormat, Traffic, memory, plan_ahead,
+};
 
 // Measuring, and models of true shapes with random weights to measure on.
 pub use smidgen_train::{

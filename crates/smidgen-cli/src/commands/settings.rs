@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use smidgen::{
-    Adapter, Base, Error, Length, LoraConfig, OptimizerConfig, Shape, TargetModules, TrainConfig,
-    plan_ahead,
+    AdapterStart, Base, Error, Length, LoraConfig, OptimizerConfig, Shape, SpoolFormat,
+    TargetModules, TrainConfig, plan_ahead,
 };
 
 use crate::args::{LoraArgs, OptimizerName, Schedule, TrainArgs};
@@ -39,6 +39,8 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         memory: args.machine.memory,
         threads: args.machine.threads(),
         spool: spool(args)?,
+        spool_format: SpoolFormat::F32,
+        rates: smidgen::Rates::REFERENCE,
     })
 }
 
@@ -106,7 +108,7 @@ fn lora(args: &LoraArgs, base: &Base) -> Result<LoraConfig> {
         num_layers: args.num_layers.or(base.num_layers),
     };
     let Some(folder) = &args.init_adapter else { return Ok(flags(LoraConfig::default())) };
-    let init = Adapter::load(base, folder)?.0.config().clone();
+    let init = AdapterStart::folder(base, folder)?.0.shape().config().clone();
     let given = flags(init.clone());
     let layers = |c: &LoraConfig| c.num_layers.unwrap_or(base.info().layers).to_string();
     let modules = |t: &TargetModules| t.modules().map(|names| names.join(","));

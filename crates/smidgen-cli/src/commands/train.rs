@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use smidgen::{
-    Adapter, Base, Dataset, LoraConfig, Outcome, Planned, RunFolder, Session, StepReport,
+    Adapter, AdapterShape, Base, Dataset, LoraConfig, Outcome, Planned, RunFolder, Session,
+    StepReport,
 };
 
 use super::run_data::{RunData, RunFiles};
@@ -210,7 +211,7 @@ pub fn say_data(ui: &Ui, path: &Path, data: &Dataset) {
     ));
 }
 
-pub fn say_adapter(ui: &Ui, adapter: &Adapter) {
+pub fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
     let LoraConfig { rank, alpha, .. } = adapter.config();
     let numbers = grouped(adapter.len() as u64);
     ui.say(&format!("adapter   rank {rank}, alpha {alpha}, {numbers} numbers to train"));

@@ -89,7 +89,9 @@ impl BlockBuilder {
             let a = value("act", Life::Tile);
             let drops = mlp.down.lora.is_some_and(|l| l.dropout > 0.0);
             let dropped = drops.then(|| value("dropped", Life::Tile));
-            let y = self.value(&format!("{name}.sum"), mlp.down.outputs, Life::Plain);
+            let whole = i == last && mlp.down.lora.is_none();
+            let part = if whole { "out" } else { "sum" };
+            let y = self.value(&format!("{name}.{part}"), mlp.down.outputs, Life::Plain);
             let h = mlp.down.lora.map(|lora| {
                 let life = if i == last { Life::Saved } else { Life::Plain };
                 self.value(&format!("{name}.down.h"), lora.rank, life)

@@ -20,7 +20,7 @@ impl Branch {
     pub fn new(builder: &mut BlockBuilder, name: &str, lora: Lora, inputs: usize) -> Self {
         let h = builder.value(&format!("{name}.h"), lora.rank, Life::Saved);
         let dropped = (lora.dropout > 0.0)
-            .then(|| builder.value(&format!("{name}.dropped"), inputs, Life::Cheap));
+            .then(|| builder.value(&format!("{name}.dropped"), inputs, Life::Plain));
         Self { lora, h, dropped, inputs }
     }
 

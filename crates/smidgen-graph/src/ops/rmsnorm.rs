@@ -27,7 +27,7 @@ impl BlockBuilder {
         let cols = self.cols(x);
         assert!(width > 0 && cols.is_multiple_of(width), "{cols} columns in groups of {width}");
         let weight = self.vector(tensor, width);
-        let y = self.value(name, cols, Life::Cheap);
+        let y = self.value(name, cols, Life::Plain);
         let inv_rms = self.value(&format!("{name}.inv_rms"), cols / width, Life::Saved);
         self.node(Box::new(RmsNorm { weight, width, eps }), vec![x], vec![y, inv_rms]);
         y

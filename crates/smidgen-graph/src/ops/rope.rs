@@ -13,7 +13,7 @@ struct Rope {
 impl BlockBuilder {
     /// Rotates the heads of `x`.
     pub fn rope(&mut self, name: &str, x: ValueId, shape: RopeShape) -> ValueId {
-        let y = self.value(name, self.cols(x), Life::Cheap);
+        let y = self.value(name, self.cols(x), Life::Plain);
         self.node(Box::new(Rope { shape }), vec![x], vec![y]);
         y
     }

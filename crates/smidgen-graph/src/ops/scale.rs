@@ -12,7 +12,7 @@ struct Scale {
 impl BlockBuilder {
     /// `factor * x`.
     pub fn scale(&mut self, name: &str, x: ValueId, factor: f32) -> ValueId {
-        let out = self.value(name, self.cols(x), Life::Cheap);
+        let out = self.value(name, self.cols(x), Life::Plain);
         self.node(Box::new(Scale { factor }), vec![x], vec![out]);
         out
     }
@@ -29,7 +29,7 @@ impl Op for Scale {
             return;
         }
         let x = dy.expect("a product has a gradient");
-        let out = emit.value("d_scale", emit.cols(x), Life::Cheap);
+        let out = emit.value("d_scale", emit.cols(x), Life::Plain);
         emit.step(Step::Scale { x, out, factor: self.factor });
         emit.contribute(node.inputs[0], Contribution::Value(out));
     }

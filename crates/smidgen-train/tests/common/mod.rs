@@ -9,12 +9,12 @@ use std::sync::atomic::AtomicBool;
 
 use smidgen_graph::plan::{Plan, Request, plan};
 use smidgen_graph::{
-    Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, WeightPages,
+    Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, Paged, Rates, WeightPages,
 };
 use smidgen_kernels::{Kernels, Philox};
 use smidgen_models::{Info, SITES};
-use smidgen_runtime::{Dropout, Engine, ModelWeights, Pass, Settings};
-use smidgen_train::{Adapter, Base, LoraConfig, Sequence};
+use smidgen_runtime::{Dropout, Engine, ModelWeights, Numbers, Pass, Settings, SpoolFormat};
+use smidgen_train::{Adapter, Base, LoraConfig, Optimizer, OptimizerConfig, Sequence};
 use smidgen_weights::Gguf;
 
 /// The families of `tests/golden`.
@@ -55,7 +55,7 @@ impl Model {
     /// An adapter with numbers in A and in B, so that every path has a gradient.
     pub fn adapter(&self, config: &LoraConfig) -> Adapter {
         let mut adapter = Adapter::new(&self.base, config, 7).expect("an adapter");
-        random(1, 0.03, adapter.values_mut());
+        random(1, 0.03, adapter.values().held_mut().expect("in memory"));
         adapter
     }
 
@@ -73,10 +73,47 @@ impl Model {
     }
 }
 
+/// The numbers of an adapter that is in memory.
+pub fn numbers(adapter: &Adapter) -> &[f32] {
+    adapter.held().expect("in memory")
+}
+
+/// All numbers, wherever they are.
+pub fn all_numbers(adapter: &mut Adapter, engine: &Engine) -> Vec<f32> {
+    let ranges = engine.plan().param_ranges();
+    let piece = |range| adapter.values().piece(range).expect("numbers").to_vec();
+    ranges.into_iter().flat_map(piece).collect()
+}
+
+impl Run {
+    /// A copy of `adapter`, and AdamW for it, each where the engine's plan says.
+    pub fn trainee(&self, adapter: &Adapter, engine: &Engine) -> (Adapter, Optimizer) {
+        let (plan, len) = (engine.plan(), adapter.len());
+        let (config, window) = (OptimizerConfig::adamw(0.01), plan.largest_params());
+        let folder = self.spool.as_deref().unwrap_or(Path::new("no folder"));
+        let values = match plan.paged {
+            Paged::All => {
+                let mut values = Numbers::in_file(folder, len, window).expect("a file");
+                for range in plan.param_ranges() {
+                    let piece = values.piece_mut(range.clone()).expect("a piece");
+                    piece.copy_from_slice(&numbers(adapter)[range]);
+                }
+                values
+            }
+            Paged::State | Paged::Nothing => numbers(adapter).to_vec().into(),
+        };
+        let optimizer = match plan.paged {
+            Paged::Nothing => Optimizer::new(config, len),
+            _ => Optimizer::paged(config, folder, len, window),
+        };
+        (adapter.shape().clone().adapter(values), optimizer.expect("a state"))
+    }
+}
+
 /// What the planner takes of an adapter.
 pub fn spec(adapter: &Adapter) -> LoraSpec {
     let LoraConfig { rank, alpha, dropout, .. } = *adapter.config();
-    let named = |module: &str| adapter.factors().any(|(_, m, _, _)| m == module);
+    let named = |module: &str| adapter.shape().factors().any(|(_, m, _, _)| m == module);
     let modules = SITES.iter().filter(|s| named(s.module)).map(|s| s.module.to_owned());
     let scale = (alpha / rank as f64) as f32;
     LoraSpec { rank, scale, dropout: dropout as f32, modules: modules.collect() }
@@ -84,7 +121,7 @@ pub fn spec(adapter: &Adapter) -> LoraSpec {
 
 /// The lowest layer that an adapter covers.
 pub fn first_layer(adapter: &Adapter) -> usize {
-    adapter.factors().next().expect("an adapter has factors").0
+    adapter.shape().factors().next().expect("an adapter has factors").0
 }
 
 /// How an engine is made: nothing here may change a number.
@@ -124,10 +161,13 @@ impl Run {
             lora: self.lora.clone(),
             first_trained: self.first_trained,
             gradients: self.gradients,
-            optimizer_state: vec![],
+            optimizer_state: vec!["mean", "mean square"],
             backward: true,
             budget: self.budget,
             spool: self.spool.is_some(),
+            spool_number: 4,
+            passes: 1,
+            rates: Rates::REFERENCE,
             fixed: vec![],
             weights: WeightPages::default(),
         };
@@ -141,7 +181,8 @@ impl Run {
         let plan = Arc::new(self.plan(blocks).expect("a budget that suffices"));
         let (kernels, threads, positions) = (self.kernels, self.threads, self.tokens);
         let spool_folder = self.spool.clone();
-        let settings = Settings { kernels, threads, positions, spool_folder };
+        let spool_format = SpoolFormat::F32;
+        let settings = Settings { kernels, threads, positions, spool_folder, spool_format };
         Engine::new(blocks, Arc::clone(weights), plan, &settings).expect("an engine")
     }
 
@@ -234,7 +275,7 @@ pub fn gradient(
     sequences: &[Sequence],
     dropout: Option<Dropout>,
 ) -> (f64, Vec<f32>) {
-    let mut params = params.to_vec();
+    let mut params = Numbers::from(params.to_vec());
     let mut found = vec![0.0; params.len()];
     let whole = engine.plan().gradients == Gradients::Whole;
     engine.gradients().fill(0.0);
@@ -243,6 +284,7 @@ pub fn gradient(
         let never = AtomicBool::new(false);
         let losses = engine.train(pass, &mut params, &never, &mut |range, _, gradients| {
             found[range].iter_mut().zip(gradients).for_each(|(sum, g)| *sum += *g);
+            Ok(())
         });
         sum = losses.expect("losses").iter().fold(sum, |sum, loss| sum + loss.sum);
     });
@@ -259,9 +301,10 @@ pub fn loss(
     sequences: &[Sequence],
     dropout: Option<Dropout>,
 ) -> f64 {
+    let mut params = Numbers::from(params.to_vec());
     let mut sum = 0.0;
     passes(engine, sequences, dropout, |engine, pass| {
-        let losses = engine.evaluate(pass, params).expect("losses");
+        let losses = engine.evaluate(pass, &mut params).expect("losses");
         sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
     });
     sum / targets(sequences)

@@ -1,0 +1,210 @@
+//! Classes of layers that share their programs, and what a layer of a class can keep.
+
+use std::collections::BTreeMap;
+
+use super::{Architecture, LayerPrograms, Request, padded, stem};
+use crate::autodiff::{Differentiated, differentiate};
+use crate::block::{Block, ValueId};
+use crate::layout::{Pins, Place, Program, lay_out};
+use crate::schedule::{self, Kept, Recount};
+use crate::table;
+
+/// Layers that share a differentiated block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Class {
+    pub kind: usize,
+    pub trained: bool,
+    pub input_wanted: bool,
+}
+
+/// Values that are kept together: all tiles of a wide value, or one value.
+#[derive(Clone, Debug)]
+pub(super) struct Choice {
+    /// The values' name, without a tile.
+    stem: String,
+    /// Numbers a token.
+    pub cols: usize,
+    /// What keeping it saves, given that the choices before it are kept.
+    pub seconds_saved: f64,
+}
+
+/// FLOPs that keeping a number must save: below this, making it again is as fast as writing it
+/// and reading it back.
+const LEAST_SAVED: f64 = 64.0;
+
+impl Class {
+    pub fn of(model: &dyn Architecture, request: &Request, layer: usize) -> Self {
+        Self {
+            kind: model.layer_kind(layer),
+            trained: layer >= request.first_trained,
+            input_wanted: layer > request.first_trained,
+        }
+    }
+
+    fn block(self, model: &dyn Architecture, request: &Request, tile: usize) -> Block {
+        let lora = self.trained.then_some(&request.lora);
+        model.layer_block(self.kind, lora, tile)
+    }
+
+    /// Whether there is a backward through it.
+    pub fn walks_back(self, request: &Request) -> bool {
+        self.trained && request.backward
+    }
+
+    /// What a layer could keep beside what it always keeps, the best first: most seconds saved a
+    /// byte, given those before it.
+    pub fn choices(self, model: &dyn Architecture, request: &Request, tile: usize) -> Vec<Choice> {
+        let mut chosen: Vec<Choice> = Vec::new();
+        if !self.walks_back(request) {
+            return chosen;
+        }
+        let block = differentiate(&self.block(model, request, tile), self.input_wanted);
+        let (tokens, rates) = (request.tokens, &request.rates);
+        let cols = |v: ValueId| block.values[v.0 as usize].cols;
+        let cost: Vec<f64> = block.forward.iter().map(|s| rates.step(s, tokens, cols)).collect();
+        let recount = Recount::new(&block);
+        let mut kept = schedule::always_kept(&block);
+        let mut base = recount.cost(&kept, &cost);
+        loop {
+            let mut groups: BTreeMap<&str, Kept> = BTreeMap::new();
+            for v in schedule::keepable(&block, &kept) {
+                groups.entry(stem(&block.values[v.0 as usize].name)).or_default().insert(v);
+            }
+            let best = groups
+                .into_iter()
+                .map(|(name, values)| {
+                    let with: Kept = kept.union(&values).copied().collect();
+                    let left = recount.cost(&with, &cost);
+                    let cols = values.iter().map(|v| cols(*v)).sum();
+                    let seconds_saved = base - left;
+                    (Choice { stem: name.to_owned(), cols, seconds_saved }, with, left)
+                })
+                .filter(|(c, ..)| {
+                    c.seconds_saved * rates.products >= LEAST_SAVED * (c.cols * tokens) as f64
+                })
+                .max_by(|(a, ..), (b, ..)| {
+                    a.worth().total_cmp(&b.worth()).then(b.stem.cmp(&a.stem))
+                });
+            let Some((choice, with, left)) = best else { return chosen };
+            chosen.push(choice);
+            (kept, base) = (with, left);
+        }
+    }
+}
+
+impl Choice {
+    /// Seconds saved for a number a token.
+    pub fn worth(&self) -> f64 {
+        self.seconds_saved / self.cols as f64
+    }
+}
+
+/// A class at one width of the MLP's tiles, with what its layers can keep.
+#[derive(Debug)]
+pub(super) struct Variant<'a> {
+    class: Class,
+    request: &'a Request,
+    block: Block,
+    graph: Differentiated,
+    choices: &'a [Choice],
+}
+
+/// What the programs of a layer take: numbers of scratch, numbers of kept values, bytes of lists,
+/// seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Measure {
+    pub scratch: usize,
+    pub kept: usize,
+    /// The same without rounding up.
+    pub kept_exact: usize,
+    pub lists: usize,
+    pub params: usize,
+    pub forward: f64,
+    pub backward: f64,
+    pub infer: f64,
+}
+
+impl<'a> Variant<'a> {
+    pub fn new(
+        class: Class,
+        model: &dyn Architecture,
+        request: &'a Request,
+        tile: usize,
+        choices: &'a [Choice],
+    ) -> Self {
+        let block = class.block(model, request, tile);
+        let graph = differentiate(&block, class.input_wanted);
+        Self { class, request, block, graph, choices }
+    }
+
+    /// What a layer keeps that takes the first `depth` choices.
+    fn kept(&self, depth: usize) -> Kept {
+        let mut kept = schedule::always_kept(&self.graph);
+        let chosen = |name: &str| self.choices[..depth].iter().any(|c| c.stem == stem(name));
+        // Gradients have names of their own; only what the forward makes can be kept.
+        let forward = self.block.values.iter().enumerate();
+        kept.extend(forward.filter(|(_, v)| chosen(&v.name)).map(|(i, _)| ValueId(i as u32)));
+        kept
+    }
+
+    /// The programs of a layer that takes the first `depth` choices.
+    pub fn programs(self, depth: usize) -> LayerPrograms {
+        let (forward, backward, infer, kept) = self.laid_out(depth);
+        LayerPrograms { block: self.block, forward, backward, infer, kept }
+    }
+
+    /// What those programs take.
+    pub fn measure(&self, depth: usize) -> Measure {
+        let (forward, backward, infer, kept) = self.laid_out(depth);
+        let tokens = self.request.tokens;
+        let all = || [forward.as_ref(), backward.as_ref(), Some(&infer)].into_iter().flatten();
+        let seconds = |p: Option<&Program>| p.map_or(0.0, |p| program_seconds(p, self.request));
+        Measure {
+            scratch: all().map(|p| p.scratch_len).max().unwrap_or(0),
+            kept: kept.iter().map(|(_, cols)| padded(cols * tokens)).sum(),
+            kept_exact: kept.iter().map(|(_, cols)| cols * tokens).sum(),
+            lists: table::layer_lists(&self.block, all()),
+            params: self.block.param_len(),
+            forward: seconds(forward.as_ref()),
+            backward: seconds(backward.as_ref()),
+            infer: seconds(Some(&infer)),
+        }
+    }
+
+    #[allow(clippy::type_complexity)] // The parts of LayerPrograms beside its block.
+    fn laid_out(
+        &self,
+        depth: usize,
+    ) -> (Option<Program>, Option<Program>, Program, Vec<(ValueId, usize)>) {
+        let (tokens, graph) = (self.request.tokens, &self.graph);
+        let input = graph.input.expect("a layer has an input");
+        let output = graph.output.expect("a layer has an output");
+        let pins =
+            Pins { pins: vec![(input, Place::Input, true)], result: Some((output, Place::Input)) };
+        let infer = lay_out(schedule::forward(graph), &pins, tokens);
+        if !self.class.walks_back(self.request) {
+            return (None, None, infer, vec![]);
+        }
+        let kept = self.kept(depth);
+        let kept_pins = |with: Vec<(ValueId, Place, bool)>| {
+            let places = kept.iter().enumerate().map(|(i, v)| (*v, Place::Kept(i), false));
+            with.into_iter().chain(places).collect::<Vec<_>>()
+        };
+        let ends = vec![(input, Place::Input, false), (output, Place::Output, false)];
+        let pins = Pins { pins: kept_pins(ends), result: None };
+        let forward = lay_out(schedule::forward(graph), &pins, tokens);
+        let cotangent = graph.d_output.expect("a trained layer has a gradient");
+        let ends = vec![(input, Place::Input, false), (cotangent, Place::Scratch(0), true)];
+        let result = graph.d_input.map(|d| (d, Place::Scratch(0)));
+        let pins = Pins { pins: kept_pins(ends), result };
+        let backward = lay_out(schedule::backward(graph, &kept), &pins, tokens);
+        let kept = kept.iter().map(|v| (*v, graph.values[v.0 as usize].cols)).collect();
+        (Some(forward), Some(backward), infer, kept)
+    }
+}
+
+/// Seconds of a program's steps.
+pub(super) fn program_seconds(program: &Program, request: &Request) -> f64 {
+    let cols = |v: ValueId| program.values[v.0 as usize].cols;
+    program.steps.iter().map(|s| request.rates.step(s, request.tokens, cols)).sum()
+}

@@ -1,0 +1,492 @@
+//! The choice of a plan. Everything that could be planned is a [`Shape`]; what a shape takes is
+//! added up from what each class of layers takes, without laying it out.
+//!
+//! Blocks are alike, so values are kept in one sorted order, by seconds saved a byte and among
+//! equals the last layers first: how many of that order's entries are kept is one number. The
+//! shapes do not depend on the budget.
+
+use std::collections::BTreeMap;
+
+use super::classes::{Choice, Class, Measure, Variant, program_seconds};
+use super::{
+    Architecture, Budget, CurvePoint, Gradients, LayerPrograms, Paged, Request, Traffic, padded,
+};
+use crate::autodiff::differentiate;
+use crate::block::Block;
+use crate::layout::{Pins, Place, Program, lay_out};
+use crate::schedule::{self, Kept};
+use crate::table;
+
+/// Widths of an MLP tile: wide tiles share work among threads better.
+pub(super) const MLP_TILES: [usize; 3] = [1024, 512, 256];
+
+/// One way to run a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Index into [`MLP_TILES`].
+    pub tile: usize,
+    /// Entries of the sorted order that are kept, among layers whose values stay in memory.
+    pub kept: usize,
+    /// Layers, from the first trained one, whose values wait in the scratch file.
+    pub spooled: usize,
+    /// Choices that layers take which share places: those in the scratch file, or all of them
+    /// where there are several segments.
+    pub shared_depth: usize,
+    /// Runs of layers that the forward is cut into.
+    pub segments: usize,
+    /// Which numbers of the adapter live in a scratch file.
+    pub paged: Paged,
+    /// Whether the model file's pages stay in memory from block to block.
+    pub weights_stay: bool,
+}
+
+/// What a shape takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Estimate {
+    pub peak: u64,
+    pub seconds: f64,
+    pub traffic: Traffic,
+}
+
+/// Everything that can be planned for a request.
+#[derive(Debug)]
+pub(super) struct Search<'a> {
+    pub model: &'a dyn Architecture,
+    pub request: &'a Request,
+    /// The class of each layer, as an index into `classes`.
+    pub class_of: Vec<usize>,
+    classes: Vec<Class>,
+    choices: Vec<Vec<Choice>>,
+    /// By tile, class and depth.
+    measures: Vec<Vec<Vec<Measure>>>,
+    /// The sorted order: each entry is one more choice of a layer.
+    order: Vec<usize>,
+    /// Trainable numbers of all layers, and of the largest.
+    params: [usize; 2],
+    pub ends: Ends,
+}
+
+/// The blocks at the model's ends with their programs.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub embedding: (Block, Program),
+    pub head: (Block, Program, Program),
+}
+
+/// Sums over the layers of a shape, kept up to date entry by entry.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    /// Layers that run the programs of a class and depth.
+    counts: BTreeMap<(usize, usize), usize>,
+    /// Numbers kept in places of their own.
+    own: usize,
+    /// Numbers of the places that layers have in turn: what the fullest of them needs, but for
+    /// the first whose values stay in memory.
+    shared: usize,
+    /// Numbers that the first layer whose values stay in memory keeps there.
+    first_own: usize,
+    /// Seconds of all layers, forward and backward.
+    layers: f64,
+    /// Numbers that go to the scratch file and come back.
+    spooled: usize,
+}
+
+impl<'a> Search<'a> {
+    pub fn new(model: &'a dyn Architecture, request: &'a Request) -> Self {
+        let mut classes: Vec<Class> = Vec::new();
+        let mut class_of = Vec::new();
+        for layer in 0..model.layers() {
+            let class = Class::of(model, request, layer);
+            let at = classes.iter().position(|c| *c == class).unwrap_or_else(|| {
+                classes.push(class);
+                classes.len() - 1
+            });
+            class_of.push(at);
+        }
+        // What is worth keeping is the same for every tile; few tiles are looked at fastest.
+        let choices: Vec<Vec<Choice>> =
+            classes.iter().map(|c| c.choices(model, request, MLP_TILES[0])).collect();
+        let ends = Ends::new(model, request);
+        let order = Vec::new();
+        let (measures, params) = (Vec::new(), [0; 2]);
+        let mut search =
+            Self { model, request, class_of, classes, choices, measures, order, params, ends };
+        search.measures = (0..MLP_TILES.len())
+            .map(|tile| (0..search.classes.len()).map(|c| search.measure(tile, c)).collect())
+            .collect();
+        search.order = search.sorted();
+        let params = (0..model.layers()).map(|layer| search.measured(0, layer, 0).params);
+        search.params = params.fold([0; 2], |[sum, max], n| [sum + n, max.max(n)]);
+        search
+    }
+
+    fn variant(&self, tile: usize, class: usize) -> Variant<'_> {
+        let choices = &self.choices[class];
+        Variant::new(self.classes[class], self.model, self.request, MLP_TILES[tile], choices)
+    }
+
+    fn measure(&self, tile: usize, class: usize) -> Vec<Measure> {
+        let variant = self.variant(tile, class);
+        (0..=self.choices[class].len()).map(|depth| variant.measure(depth)).collect()
+    }
+
+    /// The programs of a class at a depth.
+    pub fn programs(&self, tile: usize, class: usize, depth: usize) -> LayerPrograms {
+        self.variant(tile, class).programs(depth)
+    }
+
+    pub fn measured(&self, tile: usize, layer: usize, depth: usize) -> &Measure {
+        &self.measures[tile][self.class_of[layer]][depth]
+    }
+
+    /// Layers that are trained and walked back through.
+    pub fn trained(&self) -> std::ops::Range<usize> {
+        let layers = self.model.layers();
+        if self.request.backward {
+            self.request.first_trained.min(layers)..layers
+        } else {
+            layers..layers
+        }
+    }
+
+    fn sorted(&self) -> Vec<usize> {
+        let mut entries = Vec::new();
+        for layer in self.trained() {
+            let mut worst = f64::INFINITY;
+            for (rank, choice) in self.choices[self.class_of[layer]].iter().enumerate() {
+                worst = worst.min(choice.worth());
+                entries.push((worst, layer, rank));
+            }
+        }
+        entries.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
+        entries.into_iter().map(|(_, layer, _)| layer).collect()
+    }
+
+    /// How many choices each layer takes.
+    pub fn depths(&self, shape: &Shape) -> Vec<usize> {
+        let trained = self.trained();
+        let own = trained.start + shape.spooled;
+        let mut depths = vec![0; self.model.layers()];
+        let shared = if shape.segments > 1 { trained.clone() } else { trained.start..own };
+        for layer in shared {
+            depths[layer] = shape.shared_depth.min(self.choices[self.class_of[layer]].len());
+        }
+        let entries = self.order.iter().filter(|layer| **layer >= own);
+        entries.take(shape.kept).for_each(|layer| depths[*layer] += 1);
+        depths
+    }
+
+    /// The shape that takes least time within the budget, or none if none fits. Among equals the
+    /// one that takes least memory.
+    pub fn best(&self, budget: Budget) -> Option<(Shape, Estimate)> {
+        let mut best: Option<(Shape, Estimate)> = None;
+        let better = |a: &Estimate, b: &Estimate| match budget {
+            Budget::Least => (a.peak, a.seconds) < (b.peak, b.seconds),
+            _ => (a.seconds, a.peak) < (b.seconds, b.peak),
+        };
+        self.visit(&mut |shape, estimate| {
+            let fits = match budget {
+                Budget::AtMost(bytes) => self.counted(shape, estimate) <= bytes,
+                Budget::Least => !shape.weights_stay,
+                Budget::Unlimited => true,
+            };
+            if fits && best.as_ref().is_none_or(|(_, b)| better(estimate, b)) {
+                best = Some((*shape, *estimate));
+            }
+        });
+        best
+    }
+
+    /// What must fit a budget: the peak, and all of the model file where it is to stay.
+    fn counted(&self, shape: &Shape, estimate: &Estimate) -> u64 {
+        let pages = if shape.weights_stay { self.request.weights.all } else { 0 };
+        estimate.peak.saturating_add(pages)
+    }
+
+    /// All that is beaten by nothing else, from the smallest to the fastest.
+    pub fn front(&self) -> Vec<CurvePoint> {
+        let mut front: BTreeMap<u64, CurvePoint> = BTreeMap::new();
+        self.visit(&mut |shape, estimate| {
+            let peak_bytes = self.counted(shape, estimate);
+            let Estimate { seconds, traffic, .. } = *estimate;
+            let below = front.range(..=peak_bytes).next_back();
+            if below.is_some_and(|(_, point)| point.seconds <= seconds) {
+                return;
+            }
+            while let Some((&above, _)) =
+                front.range(peak_bytes..).next().filter(|(_, point)| point.seconds >= seconds)
+            {
+                front.remove(&above);
+            }
+            front.insert(peak_bytes, CurvePoint { peak_bytes, seconds, scratch_traffic: traffic });
+        });
+        front.into_values().collect()
+    }
+
+    /// Shows every shape with what it takes.
+    fn visit(&self, f: &mut dyn FnMut(&Shape, &Estimate)) {
+        let trained = self.trained().len();
+        let most_spooled = if self.request.spool { trained.saturating_sub(1) } else { 0 };
+        let deepest = self.choices.iter().map(Vec::len).max().unwrap_or(0);
+        for tile in 0..MLP_TILES.len() {
+            for spooled in 0..=most_spooled {
+                let depths = if spooled == 0 { 0 } else { deepest };
+                for shared_depth in 0..=depths {
+                    self.visit_kept(Shape { tile, spooled, shared_depth, ..Shape::PLAIN }, f);
+                }
+            }
+            for segments in 2..=trained {
+                for shared_depth in 0..=deepest {
+                    let shape = Shape { tile, segments, shared_depth, ..Shape::PLAIN };
+                    self.visit_ways(&shape, &self.sums(&shape), f);
+                }
+            }
+        }
+    }
+
+    /// Shows a shape of one segment with each number of kept entries.
+    fn visit_kept(&self, mut shape: Shape, f: &mut dyn FnMut(&Shape, &Estimate)) {
+        let mut sums = self.sums(&shape);
+        let mut depths = self.depths(&shape);
+        let first_own = self.trained().start + shape.spooled;
+        self.visit_ways(&shape, &sums, f);
+        for &layer in self.order.iter().filter(|layer| **layer >= first_own) {
+            let (class, depth) = (self.class_of[layer], depths[layer]);
+            let before = self.measured(shape.tile, layer, depth);
+            let after = self.measured(shape.tile, layer, depth + 1);
+            sums.count(class, depth, depth + 1);
+            sums.layers += after.seconds() - before.seconds();
+            let kept = match layer {
+                first if first == first_own => &mut sums.first_own,
+                _ => &mut sums.own,
+            };
+            *kept = *kept + after.kept - before.kept;
+            depths[layer] += 1;
+            shape.kept += 1;
+            self.visit_ways(&shape, &sums, f);
+        }
+    }
+
+    fn sums(&self, shape: &Shape) -> Sums {
+        let (trained, depths) = (self.trained(), self.depths(shape));
+        let first_own = trained.start + shape.spooled;
+        let mut sums = Sums::default();
+        for (layer, &depth) in depths.iter().enumerate() {
+            let measure = self.measured(shape.tile, layer, depth);
+            *sums.counts.entry((self.class_of[layer], depth)).or_default() += 1;
+            sums.layers += measure.seconds();
+            if !trained.contains(&layer) {
+                continue;
+            }
+            if shape.segments > 1 || layer < first_own {
+                sums.shared = sums.shared.max(measure.kept);
+            } else if layer == first_own {
+                sums.first_own = measure.kept;
+            } else {
+                sums.own += measure.kept;
+            }
+            if layer < first_own {
+                sums.spooled += measure.kept_exact + self.request.tokens * self.model.hidden();
+            }
+        }
+        sums
+    }
+
+    /// Shows a shape with each choice of what is paged.
+    fn visit_ways(&self, shape: &Shape, sums: &Sums, f: &mut dyn FnMut(&Shape, &Estimate)) {
+        let arena = self.arena_len(shape, sums);
+        let step = self.step_seconds(shape, sums);
+        let lists = self.lists(shape.tile, sums);
+        let may_page = self.request.spool && self.request.backward;
+        let states = !self.request.optimizer_state.is_empty();
+        for paged in [Paged::Nothing, Paged::State, Paged::All] {
+            if paged != Paged::Nothing && !may_page || paged == Paged::State && !states {
+                continue;
+            }
+            let memory = self.adapter_memory(paged);
+            let traffic = self.traffic(sums, paged);
+            let files = traffic.read as f64 / self.request.rates.read
+                + traffic.written as f64 / self.request.rates.write;
+            let peak = self.fixed() + lists + 4 * (arena + memory) as u64;
+            for weights_stay in [false, true] {
+                let paging = if weights_stay { 0.0 } else { self.weights_seconds(shape) };
+                let seconds = step + files + paging;
+                let shape = Shape { paged, weights_stay, ..*shape };
+                f(&shape, &Estimate { peak, seconds, traffic });
+            }
+        }
+    }
+
+    fn fixed(&self) -> u64 {
+        self.request.fixed.iter().map(|r| r.bytes).sum()
+    }
+
+    /// Bytes of the lists of all programs.
+    fn lists(&self, tile: usize, sums: &Sums) -> u64 {
+        let used = sums.counts.iter().filter(|(_, layers)| **layers > 0);
+        let layers = used.map(|((class, depth), _)| self.measures[tile][*class][*depth].lists);
+        (layers.sum::<usize>() + self.ends.lists()) as u64
+    }
+
+    /// Numbers of the arena: scratch, inputs, kept values.
+    fn arena_len(&self, shape: &Shape, sums: &Sums) -> usize {
+        let used = sums.counts.iter().filter(|(_, layers)| **layers > 0);
+        let layers =
+            used.map(|((class, depth), _)| self.measures[shape.tile][*class][*depth].scratch);
+        let scratch = layers.max().unwrap_or(0).max(self.ends.scratch(self.request.backward));
+        let trained = self.trained().len();
+        let places = match (shape.segments, shape.spooled) {
+            (1, 0) => trained + 1,
+            (1, spooled) => trained + 1 - spooled,
+            (segments, _) => segments + trained.div_ceil(segments),
+        };
+        let kept = match (shape.segments, shape.spooled) {
+            (1, 0) => sums.own + sums.first_own,
+            (1, _) => sums.own + sums.shared.max(sums.first_own),
+            (segments, _) => sums.shared * trained.div_ceil(segments),
+        };
+        scratch + places * padded(self.request.tokens * self.model.hidden()) + kept
+    }
+
+    /// Numbers of factors, gradients and optimiser state in memory.
+    fn adapter_memory(&self, paged: Paged) -> usize {
+        let [all, largest] = self.params;
+        let gradients = match self.request.gradients {
+            _ if !self.request.backward => 0,
+            Gradients::Whole => all,
+            Gradients::Block => largest,
+        };
+        let states = self.request.optimizer_state.len();
+        let [factors, state] = match paged {
+            Paged::Nothing => [all, all],
+            Paged::State => [all, largest],
+            Paged::All => [largest, largest],
+        };
+        gradients + factors + states * state
+    }
+
+    /// Bytes to and from the scratch files in a step.
+    fn traffic(&self, sums: &Sums, paged: Paged) -> Traffic {
+        let passes = self.request.passes as u64;
+        let spooled = passes * (sums.spooled * self.request.spool_number) as u64;
+        let states = self.request.optimizer_state.len() as u64;
+        let params = 4 * self.params[0] as u64;
+        // Factors are read by forward and backward and, where gradients are whole, once more.
+        let reads = 2 * passes + u64::from(self.request.gradients == Gradients::Whole);
+        let [factors, state] = match paged {
+            Paged::Nothing => [0, 0],
+            Paged::State => [0, states * params],
+            Paged::All => [params, states * params],
+        };
+        Traffic { read: spooled + reads * factors + state, written: spooled + factors + state }
+    }
+
+    /// Seconds of a step but for files.
+    fn step_seconds(&self, shape: &Shape, sums: &Sums) -> f64 {
+        let Request { rates, passes, .. } = self.request;
+        let segments = if shape.segments > 1 { self.segments(shape.segments) } else { vec![] };
+        let again = segments.iter().rev().skip(1).flat_map(|s| s.clone());
+        let again: f64 = again.map(|layer| self.measured(shape.tile, layer, 0).infer).sum();
+        let params = if self.request.backward { self.params[0] } else { 0 };
+        let states = self.request.optimizer_state.len().max(1) as f64 / 2.0;
+        let pass = self.ends.seconds(self.request) + sums.layers + again;
+        *passes as f64 * pass + states * params as f64 / rates.optimizer
+    }
+
+    /// Seconds of bringing weights into memory and dropping them.
+    fn weights_seconds(&self, shape: &Shape) -> f64 {
+        let Request { rates, passes, weights, backward, .. } = self.request;
+        let layers = weights.all.saturating_sub(weights.head) as f64;
+        let again = 1.0 - 1.0 / shape.segments as f64;
+        let walks = if *backward { 2.0 + again } else { 1.0 };
+        *passes as f64 * (walks * layers + weights.head as f64) / rates.weights
+    }
+
+    /// The trained layers in `count` runs, the longest first.
+    pub fn segments(&self, count: usize) -> Vec<std::ops::Range<usize>> {
+        let trained = self.trained();
+        let mut runs = Vec::with_capacity(count);
+        let mut start = trained.start;
+        for i in 0..count {
+            let len = (trained.end - start).div_ceil(count - i);
+            runs.push(start..start + len);
+            start += len;
+        }
+        runs
+    }
+}
+
+impl Sums {
+    /// One layer of a class goes from one depth to another.
+    fn count(&mut self, class: usize, from: usize, to: usize) {
+        if let Some(layers) = self.counts.get_mut(&(class, from)) {
+            *layers -= 1;
+        }
+        *self.counts.entry((class, to)).or_default() += 1;
+    }
+}
+
+impl Shape {
+    /// Nothing kept, nothing in a file.
+    const PLAIN: Self = Self {
+        tile: 0,
+        kept: 0,
+        spooled: 0,
+        shared_depth: 0,
+        segments: 1,
+        paged: Paged::Nothing,
+        weights_stay: false,
+    };
+}
+
+impl Measure {
+    /// Seconds of a layer, forward and backward.
+    fn seconds(&self) -> f64 {
+        match self.backward {
+            0.0 => self.infer,
+            backward => self.forward + backward,
+        }
+    }
+}
+
+impl Ends {
+    fn new(model: &dyn Architecture, request: &Request) -> Self {
+        let tokens = request.tokens;
+        let block = model.embedding_block();
+        let graph = differentiate(&block, false);
+        let output = graph.output.expect("an embedding has an output");
+        let pins = Pins { pins: vec![], result: Some((output, Place::Output)) };
+        let embedding = (block, lay_out(schedule::forward(&graph), &pins, tokens));
+        let block = model.head_block();
+        let graph = differentiate(&block, true);
+        let input = graph.input.expect("a head has an input");
+        let d_input = graph.d_input.expect("a head has a gradient");
+        let mut pins = Pins { pins: vec![(input, Place::Input, false)], result: None };
+        let infer = lay_out(schedule::forward(&graph), &pins, tokens);
+        pins.result = Some((d_input, Place::Scratch(0)));
+        let train = lay_out(schedule::backward(&graph, &Kept::new()), &pins, tokens);
+        Self { embedding, head: (block, train, infer) }
+    }
+
+    fn lists(&self) -> usize {
+        [&self.embedding.1, &self.head.1, &self.head.2].map(table::program_lists).iter().sum()
+    }
+
+    /// Numbers of scratch that the ends need.
+    pub fn scratch(&self, backward: bool) -> usize {
+        let train = if backward { self.head.1.scratch_len } else { 0 };
+        self.embedding.1.scratch_len.max(self.head.2.scratch_len).max(train)
+    }
+
+    /// Rows of the vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.head.0.weights.iter().map(|w| w.rows).max().unwrap_or(0)
+    }
+
+    fn seconds(&self, request: &Request) -> f64 {
+        let head = if request.backward { &self.head.1 } else { &self.head.2 };
+        let hidden = self.head.0.input.map_or(0, |v| self.head.0.values[v.0 as usize].cols);
+        let sweep = request.rates.head(request.tokens, hidden, self.vocabulary(), request.backward);
+        program_seconds(&self.embedding.1, request) + program_seconds(head, request) + sweep
+    }
+}
