@@ -84,7 +84,7 @@ pub fn sealed(len: usize) -> Result<Vec<f32>> {
 }
 
 /// Numbers of scratch a thread.
-const SCRATCH: usize =
+pub(crate) const SCRATCH: usize =
     if ATTENTION_SCRATCH > GEMM_SCRATCH { ATTENTION_SCRATCH } else { GEMM_SCRATCH };
 
 /// The plan's lines for what an engine holds beside the arena.

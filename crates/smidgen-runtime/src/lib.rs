@@ -16,6 +16,7 @@ mod numbers;
 mod pass;
 mod pool;
 pub mod profile;
+mod rates;
 mod spool;
 mod weights;
 
@@ -25,5 +26,6 @@ pub use error::{Error, Result};
 pub use numbers::Numbers;
 pub use pass::{Dropout, Pass, Segment, SegmentLoss};
 pub use pool::Pool;
+pub use rates::measure_rates;
 pub use spool::SpoolFormat;
 pub use weights::ModelWeights;

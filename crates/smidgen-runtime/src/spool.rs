@@ -97,6 +97,14 @@ impl Spool {
         }
     }
 
+    /// Waits until all that was written is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Spool`].
+    pub fn sync(&self) -> Result<()> {
+        self.told(self.file.sync_data())
+    }
+
     fn offset(&self, at: usize) -> u64 {
         (self.format.bytes() * at) as u64
     }
