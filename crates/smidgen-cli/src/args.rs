@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use smidgen::synth::Preset;
 use smidgen::{MemoryBudget, TargetModules};
 
+use crate::memory_trace::TraceFile;
+
 /// Fine-tune a language model inside a memory budget you name.
 #[derive(Debug, Parser)]
 #[command(name = "smidgen", version, max_term_width = 100, arg_required_else_help = true)]
@@ -257,6 +259,10 @@ pub struct WatchArgs {
     /// Save the adapter every N steps; without it, at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub save_every: Option<u64>,
+    /// Write what the run took over its time: a picture to F.svg, or numbers to F.csv or F.jsonl;
+    /// may be given more than once
+    #[arg(long, value_name = "F")]
+    pub memory_trace: Vec<TraceFile>,
 }
 
 #[derive(Args, Debug)]

@@ -47,6 +47,11 @@ impl Failure {
         }
     }
 
+    /// Whether the budget is too small, or was crossed.
+    pub fn is_budget(&self) -> bool {
+        self.exit_code() == 3
+    }
+
     /// Whether the library stopped because it was asked to.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Library(error) if error.kind() == Kind::Cancelled)

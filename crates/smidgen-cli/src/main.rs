@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod chart;
 mod commands;
 mod config_file;
 mod created;
 mod error;
+mod memory_trace;
 mod progress;
 mod report;
 mod stop;

@@ -1,9 +1,11 @@
 //! What `--json` reports.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Serialize, Serializer};
-use smidgen::{Base, Evaluation, Plan, Row, memory};
+use smidgen::memory::{self, Meter};
+use smidgen::{Base, Evaluation, Plan, Row};
 
 /// The report of train, eval, plan and demo. A figure that does not apply, or that the system does
 /// not tell, is null.
@@ -35,6 +37,9 @@ pub struct Report {
     pub valid: Vec<Valid>,
     pub planned_peak_bytes: u64,
     pub peak_memory_bytes: Option<u64>,
+    /// Of train: the most that was counted in each phase since the run was planned.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub phase_peak_bytes: BTreeMap<&'static str, u64>,
     pub weight_window_bytes: u64,
     pub peak_rss_bytes: Option<u64>,
     /// The most that making a token file took; null where the data was one.
@@ -93,6 +98,12 @@ impl Report {
     pub fn measure(&mut self, peak: u64) {
         self.peak_memory_bytes = Some(peak).filter(|&bytes| bytes > 0);
         self.peak_rss_bytes = memory::usage().map(|u| u.resident_peak);
+    }
+
+    /// Puts in the peak of each phase of a run.
+    pub fn phases(&mut self, meter: &Meter) {
+        let peaks = meter.peaks().into_iter();
+        self.phase_peak_bytes = peaks.map(|(phase, bytes)| (phase.name(), bytes)).collect();
     }
 
     /// Puts in what an evaluation gave.

@@ -33,6 +33,8 @@ pub struct Settings {
     pub spool_folder: Option<PathBuf>,
     /// How values are written that wait there for their backward.
     pub spool_format: SpoolFormat,
+    /// The meter of the run, which the engine looks at after every pass.
+    pub meter: Meter,
 }
 
 /// Which way a layer is run.
@@ -174,7 +176,7 @@ impl Engine {
             head: HeadState::new(plan.tokens, model.hidden()),
             weights,
             plan,
-            meter: Meter::default(),
+            meter: settings.meter.clone(),
             profile: Profile::default(),
             brought: vec![false; layers],
             spool,
@@ -196,9 +198,9 @@ impl Engine {
         self.kernels
     }
 
-    /// The meter, which looks after every block.
-    pub fn meter(&mut self) -> &mut Meter {
-        &mut self.meter
+    /// The meter, which looks after every pass.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Where time has gone since the engine was made, or since its profile was last replaced.

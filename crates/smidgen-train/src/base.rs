@@ -6,6 +6,7 @@ use std::sync::Arc;
 use smidgen_graph::Architecture;
 use smidgen_models::Info;
 use smidgen_runtime::ModelWeights;
+use smidgen_runtime::memory::Meter;
 use smidgen_text::{GgufTokenizer, Tokenizer};
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
@@ -19,6 +20,7 @@ pub struct Base {
     pub(crate) blocks: Box<dyn Architecture>,
     pub(crate) weights: Arc<ModelWeights>,
     tokenizer_json: Option<PathBuf>,
+    meter: Meter,
 }
 
 impl Base {
@@ -31,7 +33,8 @@ impl Base {
         let gguf = Gguf::open(&path)?;
         let model = smidgen_models::open(&gguf)?;
         let weights = Arc::new(ModelWeights::bind(gguf, model.blocks.as_ref())?);
-        Ok(Self { path, info: model.info, blocks: model.blocks, weights, tokenizer_json: None })
+        let (info, blocks, meter) = (model.info, model.blocks, Meter::default());
+        Ok(Self { path, info, blocks, weights, tokenizer_json: None, meter })
     }
 
     /// What the model is.
@@ -52,6 +55,17 @@ impl Base {
     /// The model's file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Watches what the process takes. What is done with the model (preparing, a run, scoring) has a
+    /// meter of its own, made from this one by [`Meter::next_run`]; they share its trace.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// The same model, watched by another meter: one that sees made-up readings, in tests.
+    pub fn with_meter(self, meter: Meter) -> Self {
+        Self { meter, ..self }
     }
 
     /// The same model with the tokenizer of a Hugging Face `tokenizer.json` in place of the one in

@@ -23,6 +23,9 @@ pub enum Error {
     /// The budget is too small.
     #[error(transparent)]
     OverBudget(#[from] smidgen_graph::OverBudget),
+    /// The process took more than the budget; what was trained can still be saved.
+    #[error(transparent)]
+    BudgetCrossed(#[from] smidgen_runtime::memory::BudgetCrossed),
     /// A setting that can't be.
     #[error("{0}")]
     Setting(String),
@@ -53,7 +56,7 @@ pub enum Kind {
     Failed,
     /// The caller's settings contradict each other or make no sense.
     Usage,
-    /// The budget is too small.
+    /// The budget is too small, or the process took more.
     Budget,
     /// The caller asked to stop.
     Cancelled,
@@ -63,7 +66,7 @@ impl Error {
     /// What kind of thing went wrong.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::OverBudget(_) => Kind::Budget,
+            Self::OverBudget(_) | Self::BudgetCrossed(_) => Kind::Budget,
             Self::Setting(_) => Kind::Usage,
             Self::Model(smidgen_models::Error::Cancelled)
             | Self::Runtime(smidgen_runtime::Error::Cancelled)

@@ -7,6 +7,7 @@ use smidgen_graph::plan::{Plan, Request, plan};
 use smidgen_graph::{Budget, Gradients, Rates, Row};
 use smidgen_kernels::{Kernels, MatRef};
 use smidgen_models::Info;
+use smidgen_runtime::memory::RunPhase;
 use smidgen_runtime::{Engine, KvCache, Pass, Settings, SpoolFormat, fixed_rows};
 use smidgen_text::{Dataset, Sequence};
 
@@ -109,6 +110,7 @@ impl<'a> Evaluator<'a> {
             positions,
             spool_folder: None,
             spool_format: SpoolFormat::F32,
+            meter: base.meter().next_run(RunPhase::Evaluating),
         };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         let mut process = process_row();

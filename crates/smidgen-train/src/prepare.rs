@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use smidgen_runtime::memory::Meter;
+use smidgen_runtime::memory::RunPhase;
 use smidgen_text::{PrepareOptions, Progress, TokenFileHeader};
 
 use crate::base::Base;
@@ -31,7 +31,7 @@ pub fn prepare(
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PrepareReport> {
-    let mut meter = Meter::default();
+    let meter = base.meter().next_run(RunPhase::Preparing);
     let tokenizer = base.tokenizer()?;
     meter.look();
     let mut watch = |p: Progress| {

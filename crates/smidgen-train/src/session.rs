@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use smidgen_graph::plan::{Paged, Plan, Request, plan};
 use smidgen_graph::{Budget, Gradients, Rates, Row};
 use smidgen_kernels::Kernels;
-use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat, fixed_rows, memory};
+use smidgen_runtime::memory::{self, Meter, RunPhase};
+use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat, fixed_rows};
 use smidgen_text::{Dataset, Order, Sequence};
 
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
@@ -253,9 +254,9 @@ impl Planned {
             pass: Pass::default(),
             done: 0,
             steps: self.steps,
-            peak: 0,
         };
         session.engine()?;
+        session.meter().look();
         Ok(session)
     }
 }
@@ -321,7 +322,6 @@ pub struct Session {
     pass: Pass,
     done: u64,
     steps: u64,
-    peak: u64,
 }
 
 impl Session {
@@ -339,11 +339,15 @@ impl Session {
     ///
     /// # Errors
     /// The data can't be read, the loss is not finite, the step was cancelled, or no step is
-    /// left.
+    /// left. [`Error::BudgetCrossed`], before anything of the step was done, if the process has
+    /// taken more than the budget since the run was planned: the adapter is that of the last step
+    /// and can be saved.
     pub fn step(&mut self, cancel: &AtomicBool) -> Result<StepReport> {
         if self.is_finished() {
             return Err(Error::setting("all steps of the run are done"));
         }
+        self.begin_phase(RunPhase::Training)?;
+        self.meter().begin_step(self.done + 1);
         let begin = Instant::now();
         let learning_rate = self.schedule().rate(self.done);
         self.read_sequences()?;
@@ -358,8 +362,7 @@ impl Session {
         let (adapter, optimizer) = (&mut self.adapter, &mut self.optimizer);
         let (sequences, pass) = (&self.sequences, &mut self.pass);
         let out = step(engine, adapter, optimizer, sequences, &settings, pass, cancel)?;
-        let memory_bytes = engine.meter().look();
-        self.peak = self.peak.max(engine.meter().peak());
+        let memory_bytes = self.meter().look();
         self.done += 1;
         Ok(StepReport {
             step: self.done,
@@ -399,6 +402,7 @@ impl Session {
                 return Ok(Outcome::Paused);
             }
         }
+        self.meter().check()?;
         Ok(Outcome::Finished)
     }
 
@@ -412,14 +416,13 @@ impl Session {
     /// Scores every sequence of `data` with the adapter as it is, within the same plan.
     ///
     /// # Errors
-    /// The data can't be read or is longer than planned for; the caller cancelled.
+    /// The data can't be read or is longer than planned for; the caller cancelled; the process has
+    /// taken more than the budget.
     pub fn evaluate(&mut self, data: &Dataset, cancel: &AtomicBool) -> Result<Evaluation> {
+        self.begin_phase(RunPhase::Evaluating)?;
         self.engine()?;
         let engine = self.engine.as_mut().expect("just made");
-        let result =
-            evaluate(engine, &mut self.adapter, data, &mut self.pass, cancel, &mut |_, _| {});
-        self.peak = self.peak.max(engine.meter().peak());
-        result
+        evaluate(engine, &mut self.adapter, data, &mut self.pass, cancel, &mut |_, _| {})
     }
 
     /// Writes the adapter as it is to a PEFT folder.
@@ -427,11 +430,9 @@ impl Session {
     /// # Errors
     /// A file can't be written.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
+        self.meter().enter(RunPhase::Saving);
         self.adapter.save(&self.base, folder)?;
-        if let Some(engine) = &mut self.engine {
-            engine.meter().look();
-            self.peak = self.peak.max(engine.meter().peak());
-        }
+        self.meter().look();
         Ok(())
     }
 
@@ -452,7 +453,18 @@ impl Session {
 
     /// The most memory that was counted, 0 where the system does not tell.
     pub fn peak_bytes(&self) -> u64 {
-        self.peak
+        self.meter().peak()
+    }
+
+    /// What watches the run since it was planned.
+    pub fn meter(&self) -> &Meter {
+        &self.settings.meter
+    }
+
+    /// Comes to a phase, unless what was counted so far has crossed the budget.
+    fn begin_phase(&self, phase: RunPhase) -> Result<()> {
+        self.meter().enter(phase);
+        Ok(self.meter().check()?)
     }
 
     /// The adapter as it is.
@@ -545,6 +557,7 @@ pub(crate) fn plan_run(
         positions: tokens,
         spool_folder: config.spool.clone(),
         spool_format: config.spool_format,
+        meter: base.meter().next_run(RunPhase::Starting),
     };
     let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
     let held = config.sequences().min(data.sequences);
@@ -569,6 +582,10 @@ pub(crate) fn plan_run(
         (1, None) => Gradients::Block,
         _ => Gradients::Whole,
     };
+    let budget = config.memory.resolve();
+    if let Budget::AtMost(bytes) = budget {
+        settings.meter.set_budget(Some(bytes));
+    }
     let request = Request {
         tokens,
         lora: adapter.spec().clone(),
@@ -576,7 +593,7 @@ pub(crate) fn plan_run(
         gradients,
         optimizer_state: config.optimizer.state(),
         backward: true,
-        budget: config.memory.resolve(),
+        budget,
         spool: config.spool.is_some(),
         spool_number: config.spool_format.bytes(),
         passes: held.div_ceil((tokens / data.longest.max(1)).max(1)),

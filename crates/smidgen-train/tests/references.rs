@@ -12,6 +12,7 @@ use smidgen_graph::plan::{Request, plan};
 use smidgen_graph::{Budget, Factor, Gradients, Rates, WeightPages};
 use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
+use smidgen_runtime::memory::Meter;
 use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_train::{
     Adapter, Base, Dataset, Evaluation, Evaluator, Flow, LoraConfig, MemoryBudget, OptimizerConfig,
@@ -151,6 +152,7 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         positions: ids.len(),
         spool_folder: None,
         spool_format: SpoolFormat::F32,
+        meter: Meter::default(),
     };
     let request = Request {
         tokens: ids.len(),

@@ -14,11 +14,12 @@ use super::{open_model, plan, say_model, say_notes};
 use crate::args::TrainArgs;
 use crate::created::Created;
 use crate::error::{Failure, Result};
+use crate::memory_trace;
 use crate::progress::Progress;
 use crate::report::{Report, Valid, median, path_text};
 use crate::stop::Stop;
 use crate::table;
-use crate::ui::{Ui, count, grouped, megabytes};
+use crate::ui::{self, Ui, count, grouped, megabytes};
 
 /// A run that was made, and what it gave.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let (Some(out), Some(data)) = (&args.output, &args.data) else {
         return Err(Failure::usage("train needs --data PATH and -o DIR; see smidgen train --help"));
     };
+    memory_trace::begin(&args.watch.memory_trace, base.meter());
     let config = config(args, &base)?;
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, data)?;
@@ -75,13 +77,21 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let mut watch = Watch::new(args, data.valid, stop, session.plan().peak_bytes);
     let ended = watch.run(&mut session, &mut folder);
     watch.progress.clear();
-    ended?;
-    let interrupted = stop.exit_code().filter(|_| !watch.is_complete(&session));
-    let saved = session.steps_done() > 0;
+    // A step that would cross the budget is refused whole: what came before it is worth keeping.
+    let keeps = ended.as_ref().map_or_else(Failure::is_budget, |()| true);
+    let saved = keeps && session.steps_done() > 0;
     if saved {
         session.save(out)?;
         report.adapter_path = Some(path_text(out));
     }
+    let planned = session.plan().peak_bytes;
+    memory_trace::write(&args.watch.memory_trace, session.meter(), planned)?;
+    if ended.is_err() && saved {
+        let steps = count(session.steps_done(), "step");
+        ui::warn(&format!("The adapter after {steps} is saved in {}.", out.display()));
+    }
+    ended?;
+    let interrupted = stop.exit_code().filter(|_| !watch.is_complete(&session));
     watch.fill(&mut report, &session);
     let end = match (interrupted, session.is_finished()) {
         (None, _) => End::Complete,
@@ -189,6 +199,7 @@ impl<'a> Watch<'a> {
 
     fn fill(self, report: &mut Report, session: &Session) {
         report.measure(session.peak_bytes());
+        report.phases(session.meter());
         report.steps = Some(session.steps_done());
         report.tokens = Some(self.tokens);
         report.seconds = Some(self.begin.elapsed().as_secs_f64());

@@ -157,6 +157,11 @@ impl Meter {
         (run.budget, run.crossed) = (budget, None);
     }
 
+    /// The bytes that the run may take, if there is a limit.
+    pub fn budget(&self) -> Option<u64> {
+        locked(&self.run).budget
+    }
+
     /// Whether every look since the budget was set has kept it. To be asked where the run can stop:
     /// before a step, not within one.
     ///
@@ -205,14 +210,14 @@ mod tests {
     use super::*;
 
     /// A meter that sees these readings, one a look, then nothing.
-    fn replay(readings: &[u64]) -> Meter {
-        let mut readings = readings.to_vec().into_iter();
+    fn replay<const N: usize>(readings: [u64; N]) -> Meter {
+        let mut readings = readings.into_iter();
         Meter::new(move || readings.next())
     }
 
     #[test]
     fn peaks_by_phase() {
-        let meter = replay(&[5, 9, 7, 12, 30, 20, 31]);
+        let meter = replay([5, 9, 7, 12, 30, 20, 31]);
         assert_eq!(meter.peaks(), []);
         assert_eq!([meter.look(), meter.look()], [Some(5), Some(9)]);
         meter.enter(RunPhase::Starting);
@@ -236,10 +241,10 @@ mod tests {
 
     #[test]
     fn the_first_look_above_the_budget_is_told() {
-        let meter = replay(&[900, 100, 100, 101, 500, 3]);
+        let meter = replay([900, 100, 100, 101, 500, 3]);
         meter.look();
         meter.set_budget(Some(100));
-        assert_eq!(meter.check(), Ok(()));
+        assert_eq!((meter.check(), meter.budget()), (Ok(()), Some(100)));
         meter.look();
         meter.enter(RunPhase::Training);
         assert_eq!(meter.check(), Ok(()));
@@ -255,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_a_phase_leaves_behind_is_its_own_crossing() {
-        let meter = replay(&[101]);
+        let meter = replay([101]);
         meter.set_budget(Some(100));
         meter.enter(RunPhase::Evaluating);
         assert_eq!(meter.check().unwrap_err().phase, RunPhase::Preparing);
@@ -263,7 +268,7 @@ mod tests {
 
     #[test]
     fn runs_share_the_process_and_its_trace_alone() {
-        let meter = replay(&[50, 10, 20]);
+        let meter = replay([50, 10, 20]);
         meter.begin_trace();
         meter.look();
         let run = meter.next_run(RunPhase::Starting);

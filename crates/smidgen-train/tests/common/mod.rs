@@ -13,6 +13,7 @@ use smidgen_graph::{
 };
 use smidgen_kernels::{Kernels, Philox};
 use smidgen_models::{Info, SITES};
+use smidgen_runtime::memory::Meter;
 use smidgen_runtime::{Dropout, Engine, ModelWeights, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_train::{Adapter, Base, LoraConfig, Optimizer, OptimizerConfig, Sequence};
 use smidgen_weights::Gguf;
@@ -181,8 +182,8 @@ impl Run {
         let plan = Arc::new(self.plan(blocks).expect("a budget that suffices"));
         let (kernels, threads, positions) = (self.kernels, self.threads, self.tokens);
         let spool_folder = self.spool.clone();
-        let spool_format = SpoolFormat::F32;
-        let settings = Settings { kernels, threads, positions, spool_folder, spool_format };
+        let (spool_format, meter) = (SpoolFormat::F32, Meter::default());
+        let settings = Settings { kernels, threads, positions, spool_folder, spool_format, meter };
         Engine::new(blocks, Arc::clone(weights), plan, &settings).expect("an engine")
     }
 
