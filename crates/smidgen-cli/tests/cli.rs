@@ -486,3 +486,32 @@ fn signals_save() {
         place.report("eval -m MODEL --data text.txt --chunks 1 --adapter run");
     }
 }
+
+#[test]
+fn a_run_draws_what_it_took() {
+    let place = Place::new();
+    let files = "--memory-trace run.svg --memory-trace run.csv --memory-trace run.jsonl";
+    let line = format!("{TRAIN} -o run --memory 50MB --valid-data text.txt {files}");
+    let report = place.report(&line);
+    if report["peak_memory_bytes"].is_null() {
+        return;
+    }
+    let read = |name: &str| fs::read_to_string(place.path(name)).unwrap();
+    let svg = read("run.svg");
+    assert!(svg.starts_with("<svg") && svg.contains("plan ") && svg.contains("training "));
+    let (csv, jsonl) = (read("run.csv"), read("run.jsonl"));
+    assert_eq!(csv.lines().count(), jsonl.lines().count() + 1);
+    let lines: Vec<Value> = jsonl.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let phases = report["phase_peak_bytes"].as_object().unwrap();
+    for (phase, peak) in phases {
+        let counted = lines.iter().filter(|line| line["phase"] == **phase);
+        let largest = counted.map(|line| line["counted_bytes"].as_u64().unwrap()).max();
+        assert!(largest <= peak.as_u64(), "{phase}");
+    }
+    for phase in ["preparing", "starting", "training", "evaluating", "saving"] {
+        assert!(lines.iter().any(|line| line["phase"] == phase), "{phase}: {jsonl}");
+    }
+    assert_eq!(lines.last().unwrap()["budget_bytes"], 50_000_000);
+    let said = place.failure(&format!("{TRAIN} -o run --memory-trace run.png"), 2);
+    assert!(said.contains(".svg, .csv or .jsonl"), "{said}");
+}

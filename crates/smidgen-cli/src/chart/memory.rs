@@ -22,7 +22,9 @@ pub fn memory_trace_svg(samples: &[Sample], planned: Option<u64>, budget: Option
         title += &format!(" of a budget of {}", megabytes(bytes));
     }
     let x = Axis::new(&format!("time, {unit}"), Scale::Linear, 0.0, seconds / scale);
-    let y = Axis::new("counted memory, MB (10^6 bytes)", Scale::Linear, 0.0, 1.06 * mb(top as u64));
+    // Room above the highest line for its label.
+    let top = 1.12 * top / 1e6;
+    let y = Axis::new("counted memory, MB (10^6 bytes)", Scale::Linear, 0.0, top).ending_at(top);
     let mut chart = Chart::new(&title, x.ending_at(seconds / scale), y);
     phases(&mut chart, samples, scale);
     let points: Vec<_> = samples.iter().map(|s| (s.seconds / scale, mb(s.counted))).collect();
