@@ -4,6 +4,7 @@
 mod aarch64;
 mod arrows;
 mod cargo;
+mod memory;
 mod models;
 mod wheel;
 
@@ -20,6 +21,19 @@ Usage: cargo xtask TASK
   check                 formatting, clippy and the crate arrows
   test [--all-models]   run the workspace's tests on SmolLM2, or on every test model
   aarch64               run the kernels' tests and the tiny golden models on an emulated aarch64
+
+Memory and time, watched from outside (Linux):
+  sweep -m MODEL --data TEXT [--budgets 10] [--iters 20] [--threads 1,2] [--max-seq-length 256]
+        [--optimizer adamw] [--rates FILE,...]
+                        train with budgets from min to unlimited: the same losses and adapter to the
+                        bit, peaks within budgets, times against predictions (--rates: by these
+                        rates, one file for all, or one for each number of threads)
+  least --data TEXT [--threads 2] [--iters 3] MODEL...
+                        peaks at --memory min against the bounds that known models have
+  growth -m MODEL --data TEXT [--iters 20] [--memory min] [--optimizer sgd] [--threads 2]
+        [--max-seq-length 256]
+                        what memory grows by from the second step to the last
+                        (all three: --program FILE watches that program, not a fresh build)
 
 The cache is $SMIDGEN_TEST_MODELS, else smidgen/models under $XDG_CACHE_HOME or ~/.cache.";
 
@@ -48,6 +62,9 @@ fn run(args: &[&str]) -> Result<()> {
         ["aarch64"] => aarch64::test(),
         ["test"] => test(&["smollm2"], Some("all_models_")),
         ["test", "--all-models"] => test(&["all"], None),
+        ["sweep", ref args @ ..] => memory::sweep(args),
+        ["least", ref args @ ..] => memory::least(args),
+        ["growth", ref args @ ..] => memory::growth(args),
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             Ok(())
