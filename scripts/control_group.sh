@@ -66,7 +66,9 @@ report_group() {
     echo "    group's peak   $(cat "$group/$peak_file" 2>/dev/null || echo 'not kept by this kernel') bytes of $limit"
     if [ $version = 1 ]; then
         kills=$(value memory.oom_control oom_kill)
-        echo "    failcnt        $(cat "$group/memory.failcnt") (times at the limit: file cache was dropped, or else a kill)"
+        # Both limits are equal, so that the kernel finds the one with swap reached first, where there is one.
+        echo "    failcnt        $(cat "$group/memory.failcnt"), with swap $(cat "$group/memory.memsw.failcnt" 2>/dev/null || echo none)" \
+            "(times at the limit: file cache was dropped, or else a kill)"
         echo "    OOM            under_oom $(value memory.oom_control under_oom), oom_kill $kills"
     else
         kills=$(value memory.events oom_kill)
