@@ -4,7 +4,7 @@
 #     scripts/control_group.sh MODEL.gguf TEXT.txt LIMIT_BYTES BUDGET [train's flags...]
 #     scripts/control_group.sh gemma3-4b.gguf text.txt 300000000 120MB --optimizer sgd --iters 2
 # cold  the model's pages are evicted first, and fincore must find none. The group reads the file, so its cache is the
-#       group's own, to be dropped when the limit is reached: usage at the limit and a failcnt above 0 are no fault.
+#       group's own, to be dropped when the limit is reached: a peak at the limit and a failcnt above 0 are no fault.
 # warm  the file is read outside the group first: its pages belong to the group around, and charge this one nothing.
 # An OOM kill or a failed run ends the script with 1. Needs root, `cargo build --release` (or SMIDGEN=program), fincore
 # (util-linux) and python3; control groups of version 1 or 2.
@@ -66,7 +66,7 @@ report_group() {
     echo "    group's peak   $(cat "$group/$peak_file" 2>/dev/null || echo 'not kept by this kernel') bytes of $limit"
     if [ $version = 1 ]; then
         kills=$(value memory.oom_control oom_kill)
-        # Both limits are equal, so that the kernel finds the one with swap reached first, where there is one.
+        # Seen at 0 after an OOM kill under Linux 6.18: there only a peak at the limit tells that it was reached.
         echo "    failcnt        $(cat "$group/memory.failcnt"), with swap $(cat "$group/memory.memsw.failcnt" 2>/dev/null || echo none)" \
             "(times at the limit: file cache was dropped, or else a kill)"
         echo "    OOM            under_oom $(value memory.oom_control under_oom), oom_kill $kills"
