@@ -27,7 +27,7 @@ pub enum Command {
     /// Show what a file will be trained on; prepare it with --out
     Data(DataArgs),
     /// Print the memory that a training run will take, buffer by buffer
-    Plan(TrainArgs),
+    Plan(PlanArgs),
     /// Train a LoRA adapter
     Train(TrainArgs),
     /// Measure the loss of a model, with or without an adapter
@@ -161,8 +161,55 @@ pub struct TrainArgs {
     /// Use no scratch file
     #[arg(long, conflicts_with = "spool_dir", help_heading = "Machine")]
     pub no_spool: bool,
+    /// The most that a step may write to scratch files, as --memory takes it [default: what makes
+    /// it fastest]. Flash wears out; the plan says what is written
+    #[arg(long, value_name = "BYTES", conflicts_with = "no_spool", help_heading = "Machine")]
+    pub spool_limit: Option<Bytes>,
+    /// How values are written that wait in the scratch file. bf16 halves what is written and
+    /// changes the result, by how much depends on the budget
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = SpoolType::F32)]
+    #[arg(help_heading = "Machine")]
+    pub spool_type: SpoolType,
+    #[command(flatten)]
+    pub rates: RatesArgs,
     #[command(flatten)]
     pub out: OutputArgs,
+}
+
+/// An amount that is a number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<MemoryBudget>() {
+            Ok(MemoryBudget::Bytes(bytes)) => Ok(Self(bytes)),
+            Ok(_) => Err(format!("{text:?} is no amount; write 100MB, 1.5GB or a number of bytes")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// What train takes, and more ways to look at it.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Show what every budget would give, as a table; with a file, as a picture too
+    #[arg(long, value_name = "FILE.svg", num_args = 0..=1, help_heading = "Output")]
+    pub curve: Option<Option<PathBuf>>,
+}
+
+/// How fast the machine is.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Machine")]
+pub struct RatesArgs {
+    /// Plan with the rates of this file, as `smidgen bench rates` prints them, or with those of a
+    /// `reference` machine [default: measured once and remembered]
+    #[arg(long, value_name = "FILE")]
+    pub assume_rates: Option<PathBuf>,
 }
 
 /// How long, and how much a step.
@@ -364,6 +411,18 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Write a model of a published model's shapes, with random Q4_0 weights
     Synth(SynthArgs),
+    /// Measure this machine anew, remember it for plans, and print it as JSON
+    Rates(MeasureArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct MeasureArgs {
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// A folder on the disk that scratch files go to
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub spool_dir: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -379,6 +438,12 @@ pub struct SynthArgs {
     pub seed: u64,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SpoolType {
+    F32,
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -441,11 +506,16 @@ impl WindowArgs {
     }
 }
 
+/// Threads to start: as many as were asked for, or one a core.
+pub fn threads(asked: Option<u32>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    asked.map_or_else(cores, |n| n as usize)
+}
+
 impl MachineArgs {
     /// Threads to start.
     pub fn threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        self.threads.map_or_else(cores, |n| n as usize)
+        threads(self.threads)
     }
 }
 

@@ -10,6 +10,7 @@ mod created;
 mod error;
 mod memory_trace;
 mod progress;
+mod rates;
 mod report;
 mod stop;
 mod table;
@@ -51,7 +52,7 @@ fn run(command: &Command) -> Result<()> {
     let result = match command {
         Command::Demo(args) => commands::demo::run(args, &stop),
         Command::Data(args) => commands::data::run(args, &stop),
-        Command::Plan(args) => commands::plan::run(args, &stop),
+        Command::Plan(args) => commands::plan::run(&args.train, args.curve.as_ref(), &stop),
         Command::Train(args) => commands::train::run(args, &stop),
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),

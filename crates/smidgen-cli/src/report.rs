@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 use smidgen::memory::{self, Meter};
-use smidgen::{Base, Evaluation, Plan, Row};
+use smidgen::{Base, CurvePoint, Evaluation, Plan, Row};
 
 /// The report of train, eval, plan and demo. A figure that does not apply, or that the system does
 /// not tell, is null.
@@ -41,12 +41,20 @@ pub struct Report {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phase_peak_bytes: BTreeMap<&'static str, u64>,
     pub weight_window_bytes: u64,
+    /// Seconds of a step at full length, as the machine's rates say.
+    pub predicted_seconds_per_step: Option<f64>,
+    /// Bytes of a step at full length to the scratch file, and from it.
+    pub spool_written_bytes: u64,
+    pub spool_read_bytes: u64,
     pub peak_rss_bytes: Option<u64>,
     /// The most that making a token file took; null where the data was one.
     pub prepare_peak_bytes: Option<u64>,
     /// Of plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rows: Vec<PlanRow>,
+    /// Of plan --curve.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curve: Vec<CurveRow>,
     /// Of demo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
@@ -75,6 +83,15 @@ pub struct PlanRow {
     pub why: String,
 }
 
+/// What a budget gives.
+#[derive(Debug, Serialize)]
+pub struct CurveRow {
+    pub peak_bytes: u64,
+    pub predicted_seconds_per_step: f64,
+    pub spool_written_bytes: u64,
+    pub spool_read_bytes: u64,
+}
+
 /// What the demo's model says before and after its training.
 #[derive(Debug, Serialize)]
 pub struct Answer {
@@ -87,11 +104,18 @@ impl Report {
     /// A report on `base` under `plan`.
     pub fn new(base: &Base, plan: &Plan) -> Self {
         Self {
-            model: path_text(base.path()),
             planned_peak_bytes: plan.peak_bytes,
             weight_window_bytes: plan.weight_bytes,
-            ..Self::default()
+            predicted_seconds_per_step: Some(plan.seconds),
+            spool_written_bytes: plan.scratch_traffic.written,
+            spool_read_bytes: plan.scratch_traffic.read,
+            ..Self::of(base)
         }
+    }
+
+    /// A report on `base`.
+    pub fn of(base: &Base) -> Self {
+        Self { model: path_text(base.path()), ..Self::default() }
     }
 
     /// Puts in what was measured up to now; `peak` is 0 where the system does not tell.
@@ -114,6 +138,17 @@ impl Report {
         self.tokens = Some(scored.tokens as u64);
         self.targets = Some(scored.targets as u64);
         self.window_losses = Some(scored.window_losses);
+    }
+}
+
+impl From<&CurvePoint> for CurveRow {
+    fn from(point: &CurvePoint) -> Self {
+        Self {
+            peak_bytes: point.peak_bytes,
+            predicted_seconds_per_step: point.seconds,
+            spool_written_bytes: point.scratch_traffic.written,
+            spool_read_bytes: point.scratch_traffic.read,
+        }
     }
 }
 

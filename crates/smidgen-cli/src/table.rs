@@ -2,7 +2,7 @@
 
 use smidgen::{Plan, Row};
 
-use crate::ui::grouped;
+use crate::ui::{grouped, megabytes};
 
 const HEAD: [&str; 5] = ["buffer", "shape", "bytes", "life", "why"];
 
@@ -25,7 +25,19 @@ pub fn plan(plan: &Plan) -> String {
     let rule = "-".repeat(RULE);
     lines.insert(lines.len() - 2, rule.clone());
     lines.insert(1, rule);
+    lines.push(time(plan));
     lines.join("\n")
+}
+
+/// What a step takes, and what goes to the disk.
+fn time(plan: &Plan) -> String {
+    let step = format!("step: {:.2} s expected", plan.seconds);
+    let smidgen::Traffic { read, written } = plan.scratch_traffic;
+    if written == 0 {
+        return step;
+    }
+    let (written, read) = (megabytes(written), megabytes(read));
+    format!("{step}; scratch file: {written} written and {read} read a step")
 }
 
 /// Columns of equal width; the third is numbers and stands to the right.

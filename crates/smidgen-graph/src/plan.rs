@@ -106,6 +106,8 @@ pub struct Request {
     /// Whether there may be a scratch file: for values that wait for their backward, and for
     /// factors and optimiser state of layers that are not at work.
     pub spool: bool,
+    /// The most bytes that a step may write to scratch files; none for no limit. Flash wears out.
+    pub spool_limit: Option<u64>,
     /// Bytes that a number takes in the scratch file where it waits for its backward: 4, or 2.
     pub spool_number: usize,
     /// Passes that a step of the whole batch takes.
@@ -245,9 +247,10 @@ pub struct Plan {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
     "the smallest plan needs {} and the budget is {}; the largest parts are {}. \
-     Shorten --max-seq-length, lower --lora-rank, train fewer --target-modules or layers, \
-     take --optimizer sgd, or give at least {}",
-    megabytes(*.needed), megabytes(*.budget), .largest.join(", "), megabytes(*.needed)
+     Give at least {}, shorten --max-seq-length, lower --lora-rank, train fewer --target-modules \
+     or layers, or take --optimizer sgd{}",
+    megabytes(*.needed), megabytes(*.budget), .largest.join(", "), megabytes(*.needed),
+    .remedies.iter().map(Remedy::to_string).collect::<String>()
 )]
 pub struct OverBudget {
     /// Bytes of the smallest plan.
@@ -256,6 +259,8 @@ pub struct OverBudget {
     pub budget: u64,
     /// The largest lines of the smallest plan.
     pub largest: Vec<String>,
+    /// What changes of settings would bring, where that was asked for: see [`remedies`].
+    pub remedies: Vec<Remedy>,
 }
 
 fn megabytes(bytes: u64) -> String {
@@ -280,9 +285,78 @@ pub fn plan(model: &dyn Architecture, request: &Request) -> Result<Plan, OverBud
         let mut rows: Vec<&Row> = least.rows.iter().collect();
         rows.sort_by_key(|r| std::cmp::Reverse(r.bytes));
         let largest = rows.iter().take(3).map(|r| format!("{} {}", r.name, megabytes(r.bytes)));
-        return Err(OverBudget { needed: least.peak_bytes, budget, largest: largest.collect() });
+        return Err(OverBudget {
+            needed: least.peak_bytes,
+            budget,
+            largest: largest.collect(),
+            remedies: vec![],
+        });
     };
     Ok(search.build(&chosen))
+}
+
+/// A change of settings that makes the smallest plan smaller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remedy {
+    /// What to change.
+    pub change: String,
+    /// Bytes of the smallest plan then, all else as it was.
+    pub needed: u64,
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n  with {}: {}", self.change, megabytes(self.needed))
+    }
+}
+
+/// What each change of settings by itself would bring: half the tokens, half the rank, adapters on
+/// queries and values only, no optimiser state, a scratch file. Changes that bring nothing are
+/// left out. The caller's [`Request::fixed`] lines are taken as they are.
+pub fn remedies(model: &dyn Architecture, request: &Request) -> Vec<Remedy> {
+    let least = |request: &Request| {
+        let search = Search::new(model, request);
+        search.best(Budget::Least).map_or(u64::MAX, |(_, estimate)| estimate.peak)
+    };
+    let LoraSpec { rank, modules, .. } = &request.lora;
+    let lora = |change: LoraSpec| Request { lora: change, ..request.clone() };
+    let few: Vec<String> = modules
+        .iter()
+        .filter(|m| m.ends_with("q_proj") || m.ends_with("v_proj"))
+        .cloned()
+        .collect();
+    let mut changes = vec![
+        (
+            format!("--max-seq-length {}", request.tokens / 2),
+            Request { tokens: request.tokens / 2, ..request.clone() },
+            request.tokens >= 4,
+        ),
+        (
+            format!("--lora-rank {}", rank / 2),
+            lora(LoraSpec { rank: rank / 2, ..request.lora.clone() }),
+            *rank >= 2,
+        ),
+        (
+            "--target-modules q_proj,v_proj".to_owned(),
+            lora(LoraSpec { modules: few.clone(), ..request.lora.clone() }),
+            !few.is_empty() && few.len() < modules.len(),
+        ),
+        (
+            "--optimizer sgd".to_owned(),
+            Request { optimizer_state: vec![], ..request.clone() },
+            !request.optimizer_state.is_empty(),
+        ),
+        (
+            "a scratch file (no --no-spool)".to_owned(),
+            Request { spool: true, ..request.clone() },
+            !request.spool && request.backward,
+        ),
+    ];
+    changes.retain(|(.., applies)| *applies);
+    let now = least(request);
+    let changes =
+        changes.into_iter().map(|(change, then, _)| Remedy { change, needed: least(&then) });
+    changes.filter(|remedy| remedy.needed < now).collect()
 }
 
 /// A plan that no other one beats in both memory and time.

@@ -153,6 +153,7 @@ fn request(budget: Budget) -> Request {
         backward: true,
         budget,
         spool: false,
+        spool_limit: None,
         spool_number: 4,
         passes: 1,
         rates: Rates::REFERENCE,

@@ -18,8 +18,10 @@ use crate::error::{Error, Result};
 use crate::pool::Pool;
 use crate::spool::{Spool, SpoolFormat};
 
-/// Rows, inputs and outputs of the products that are timed.
+/// Rows, inputs and most outputs of the products that are timed.
 const SHAPE: [usize; 3] = [256, 896, 1792];
+/// Outputs of the products that are timed: keys of a group, queries, an MLP's.
+const OUTPUTS: [usize; 3] = [128, 896, 1792];
 /// The rank of the LoRA factors that are timed.
 const RANK: usize = 8;
 /// How long each kind of work is timed, after a first call that is not.
@@ -94,17 +96,21 @@ impl Bench {
         units / times[times.len() / 2].max(1e-9)
     }
 
-    /// Y = X W^T, and X = Y W: once each.
+    /// Y = X W^T, and X = Y W: once each for every number of outputs.
     fn products(&mut self) -> f64 {
-        let [m, k, n] = SHAPE;
-        self.rate(4.0 * (m * k * n) as f64, |b| {
+        let [m, k, most] = SHAPE;
+        let outputs: usize = OUTPUTS.iter().sum();
+        self.rate(4.0 * (m * k * outputs) as f64, |b| {
             let Self { kernels, pool, x, y, blocks } = b;
-            let matrix = Matrix::Quant(QuantMatrix::new(Format::Q4_0, blocks, n, k));
-            for (transposed, depth, width) in [(true, k, n), (false, n, k)] {
-                let a = MatRef::new(&x[..m * depth], m, depth);
-                let term = Term { a, b: Operand { matrix, transposed } };
-                let c = MatMut::new(&mut y[..m * width], m, width);
-                pool.gemm(*kernels, c, Init::Zero, 1.0, &[term]);
+            let whole = QuantMatrix::new(Format::Q4_0, blocks, most, k);
+            for n in OUTPUTS {
+                let matrix = Matrix::Quant(whole.rows_range(0..n));
+                for (transposed, depth, width) in [(true, k, n), (false, n, k)] {
+                    let a = MatRef::new(&x[..m * depth], m, depth);
+                    let term = Term { a, b: Operand { matrix, transposed } };
+                    let c = MatMut::new(&mut y[..m * width], m, width);
+                    pool.gemm(*kernels, c, Init::Zero, 1.0, &[term]);
+                }
             }
         })
     }

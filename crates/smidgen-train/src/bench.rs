@@ -1,5 +1,6 @@
 //! How fast a training step is, what it is made of, and how near the machine's limit it comes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use crate::adapter::{Adapter, LoraConfig};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::optimizer::{Optimizer, OptimizerConfig};
-use crate::session::{DataSize, MemoryBudget, TrainConfig, plan_run, process_row};
+use crate::planning::{DataSize, plan_or_remedies, process_row, request, settings as settings_of};
+use crate::session::{MemoryBudget, TrainConfig};
 use crate::step::{StepSettings, fill, step};
 
 /// One setting to measure.
@@ -39,6 +41,8 @@ pub struct BenchSettings {
     pub optimizer: OptimizerConfig,
     /// Rounds that are timed, after one that is not.
     pub rounds: usize,
+    /// A folder for scratch files, as [`TrainConfig::spool`].
+    pub spool: Option<PathBuf>,
 }
 
 /// What was measured one after another, so that a machine that drifts slows all of it alike.
@@ -132,13 +136,16 @@ pub fn bench(
         optimizer: settings.optimizer,
         memory: case.memory,
         threads: case.threads,
+        spool: settings.spool.clone(),
         ..TrainConfig::default()
     };
     config.check()?;
     let process = process_row();
     let mut adapter = Adapter::new(base, &config.lora, config.seed)?;
     let size = DataSize { sequences: 1, longest: case.tokens };
-    let (plan, run) = plan_run(base, adapter.shape(), &config, size, 0, process)?;
+    let run = settings_of(base, &config, case.tokens);
+    let request = request(base, adapter.shape(), &config, size, 0, &run, process);
+    let plan = plan_or_remedies(base, &request)?;
     let planned_bytes = plan.peak_bytes;
     let weights = Arc::clone(&base.weights);
     let mut engine = Engine::new(base.blocks.as_ref(), weights, Arc::new(plan), &run)?;

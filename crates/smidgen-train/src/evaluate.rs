@@ -14,7 +14,7 @@ use smidgen_text::{Dataset, Sequence};
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
-use crate::session::process_row;
+use crate::planning::process_row;
 use crate::step::fill;
 
 /// What a dataset scores.
@@ -128,6 +128,7 @@ impl<'a> Evaluator<'a> {
             backward: false,
             budget,
             spool: false,
+            spool_limit: None,
             spool_number: SpoolFormat::F32.bytes(),
             passes: 1,
             rates: Rates::REFERENCE,

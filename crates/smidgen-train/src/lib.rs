@@ -14,6 +14,7 @@ mod error;
 mod evaluate;
 mod generate;
 mod optimizer;
+mod planning;
 mod prepare;
 mod run;
 mod schedule;
@@ -27,14 +28,13 @@ pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
 pub use generate::GenerateConfig;
 pub use optimizer::{Optimizer, OptimizerConfig};
+pub use planning::{curve_ahead, fits_ahead, measure_rates, plan_ahead};
 pub use prepare::{PrepareReport, prepare};
 pub use run::RunFolder;
 pub use schedule::{Schedule, Shape};
-pub use session::{
-    Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig, plan_ahead,
-};
+pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig};
 
-pub use smidgen_graph::plan::Plan;
+pub use smidgen_graph::plan::{CurvePoint, Plan, Remedy};
 pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};
 pub use smidgen_models::{Info, synth};
 pub use smidgen_runtime::SpoolFormat;

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use smidgen_graph::plan::{Paged, Plan, Request, plan};
-use smidgen_graph::{Budget, Gradients, Rates, Row};
-use smidgen_kernels::Kernels;
+use smidgen_graph::plan::{CurvePoint, Paged, Plan, Request, curve};
+use smidgen_graph::{Budget, Rates};
 use smidgen_runtime::memory::{self, Meter, RunPhase};
-use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat, fixed_rows};
+use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_text::{Dataset, Order, Sequence};
 
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
@@ -17,6 +16,7 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::planning::{DataSize, adapter_start, plan_or_remedies, process_row, request, settings};
 use crate::schedule::{Schedule, Shape};
 use crate::step::{StepSettings, step};
 
@@ -90,6 +90,9 @@ pub struct TrainConfig {
     /// for their backward, factors and optimiser state for their layer's turn. None for no such
     /// file. Nothing is written before [`Planned::start`], and nothing is left.
     pub spool: Option<PathBuf>,
+    /// The most bytes that a step may write to scratch files; none for no limit. A smaller limit
+    /// leaves a budget less to choose from.
+    pub spool_limit: Option<u64>,
     /// How values are written that wait there for their backward. Bf16 halves what is written and
     /// changes the result wherever the plan has values wait; factors and state are always f32.
     pub spool_format: SpoolFormat,
@@ -116,6 +119,7 @@ impl Default for TrainConfig {
             memory: MemoryBudget::Auto,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             spool: None,
+            spool_limit: None,
             spool_format: SpoolFormat::F32,
             rates: Rates::REFERENCE,
         }
@@ -148,7 +152,7 @@ impl TrainConfig {
         Ok(())
     }
 
-    fn sequences(&self) -> usize {
+    pub(crate) fn sequences(&self) -> usize {
         self.batch_size * self.grad_accumulation_steps
     }
 }
@@ -161,6 +165,7 @@ pub struct Planned {
     config: TrainConfig,
     start: AdapterStart,
     plan: Plan,
+    request: Request,
     settings: Settings,
     notes: Vec<AdapterNote>,
     steps: u64,
@@ -183,19 +188,26 @@ impl Planned {
         check_vocabulary(&base, &data)?;
         let (start, notes) = adapter_start(&base, &config)?;
         let size = DataSize { sequences: data.len(), longest: data.max_len() };
-        let (plan, settings) =
-            plan_run(&base, start.shape(), &config, size, longest_evaluation, process)?;
+        let settings = settings(&base, &config, size.tokens(longest_evaluation));
+        let request =
+            request(&base, start.shape(), &config, size, longest_evaluation, &settings, process);
+        let plan = plan_or_remedies(&base, &request)?;
         let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
             Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
         };
-        Ok(Self { base, data, config, start, plan, settings, notes, steps })
+        Ok(Self { base, data, config, start, plan, request, settings, notes, steps })
     }
 
     /// The plan: its table sums to its peak.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What every budget would give: see [`smidgen_graph::plan::curve`].
+    pub fn curve(&self) -> Vec<CurvePoint> {
+        curve(self.base.blocks.as_ref(), &self.request)
     }
 
     /// What is worth telling about the adapter that the run starts from.
@@ -514,99 +526,6 @@ impl Session {
     }
 }
 
-/// What of a dataset decides the memory of a run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DataSize {
-    pub sequences: usize,
-    /// Tokens of the longest sequence.
-    pub longest: usize,
-}
-
-/// The plan of a run whose data is not there yet: as many sequences as a step takes, each of
-/// `longest` tokens.
-///
-/// # Errors
-/// Those of [`Planned::new`].
-pub fn plan_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Plan> {
-    config.check()?;
-    let process = process_row();
-    let start = adapter_start(base, config)?.0;
-    let size = DataSize { sequences: config.sequences(), longest };
-    Ok(plan_run(base, start.shape(), config, size, 0, process)?.0)
-}
-
-fn adapter_start(base: &Base, config: &TrainConfig) -> Result<(AdapterStart, Vec<AdapterNote>)> {
-    match &config.init_adapter {
-        Some(folder) => AdapterStart::folder(base, folder),
-        None => Ok((AdapterStart::random(base, &config.lora, config.seed)?, vec![])),
-    }
-}
-
-pub(crate) fn plan_run(
-    base: &Base,
-    adapter: &AdapterShape,
-    config: &TrainConfig,
-    data: DataSize,
-    longest_evaluation: usize,
-    process: Row,
-) -> Result<(Plan, Settings)> {
-    let tokens = data.longest.max(longest_evaluation);
-    let settings = Settings {
-        kernels: Kernels::detect(),
-        threads: config.threads,
-        positions: tokens,
-        spool_folder: config.spool.clone(),
-        spool_format: config.spool_format,
-        meter: base.meter().next_run(RunPhase::Starting),
-    };
-    let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
-    let held = config.sequences().min(data.sequences);
-    fixed.push(Row::new(
-        "sequences",
-        format!("{held} x {} tokens", data.longest),
-        (held * (data.longest * 5 + SEQUENCE) + tokens * 34 + data.sequences * 4) as u64,
-        "whole run",
-        "ids, masks and the order of an epoch",
-    ));
-    let (turned, factors) = (2 * adapter.largest_b(), adapter.factors().count());
-    fixed.push(Row::new(
-        "saving",
-        format!("{turned} and {factors} names"),
-        (4 * turned + factors * FACTOR) as u64,
-        "saving",
-        "one B in the checkpoint's order of rows; the adapter's list of tensors",
-    ));
-    fixed.push(process);
-    // One pass a step without clipping: each block can be updated as soon as it is done.
-    let gradients = match (held, config.clip) {
-        (1, None) => Gradients::Block,
-        _ => Gradients::Whole,
-    };
-    let budget = config.memory.resolve();
-    if let Budget::AtMost(bytes) = budget {
-        settings.meter.set_budget(Some(bytes));
-    }
-    let request = Request {
-        tokens,
-        lora: adapter.spec().clone(),
-        first_trained: adapter.first_layer(),
-        gradients,
-        optimizer_state: config.optimizer.state(),
-        backward: true,
-        budget,
-        spool: config.spool.is_some(),
-        spool_number: config.spool_format.bytes(),
-        passes: held.div_ceil((tokens / data.longest.max(1)).max(1)),
-        rates: config.rates,
-        fixed,
-        weights: base.weights.pages(),
-    };
-    let plan = plan(base.blocks.as_ref(), &request)?;
-    // Plans that were tried and dropped.
-    smidgen_weights::release_free_heap();
-    Ok((plan, settings))
-}
-
 fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
     let (found, model) = (data.file().header().vocab_size as usize, base.info().vocabulary);
     if found > model {
@@ -617,27 +536,4 @@ fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Bytes of a sequence that is held beside its ids and its mask: two vectors and their blocks'
-/// headers.
-const SEQUENCE: usize = size_of::<Sequence>() + 48;
-
-/// Bytes of a LoRA factor in the lists that an adapter and its file's header are kept and written
-/// from.
-const FACTOR: usize = 512;
-
-/// What threads' stacks, small buffers and the allocator's slack add once a run has started.
-const GROWTH: u64 = 150_000;
-
-/// The plan's line for what the process holds before the run makes anything.
-pub(crate) fn process_row() -> Row {
-    /// Where the system does not tell: a guess on the safe side.
-    const UNKNOWN: u64 = 6_000_000;
-    smidgen_weights::release_free_heap();
-    let now = memory::usage().map_or(UNKNOWN, |u| u.counted);
-    let why = "data, heap, stacks before the run, and a little for its start";
-    // In steps, so that the same run has the same plan another time.
-    let now = now.next_multiple_of(64 * 1024);
-    Row::new("process", "bytes".into(), now + GROWTH, "whole run", why)
 }

@@ -163,6 +163,7 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         backward: true,
         budget: Budget::Least,
         spool: false,
+        spool_limit: None,
         spool_number: 4,
         passes: 1,
         rates: Rates::REFERENCE,

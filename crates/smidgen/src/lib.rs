@@ -112,7 +112,8 @@ pub use smidgen_train::{
 
 // Its memory.
 pub use smidgen_train::{
-    Budget, MemoryBudget, Plan, Rates, Row, SpoolFormat, Traffic, memory, plan_ahead,
+    Budget, CurvePoint, MemoryBudget, Plan, Rates, Remedy, Row, SpoolFormat, Traffic, curve_ahead,
+    fits_ahead, measure_rates, memory, plan_ahead,
 };
 
 // Measuring, and models of true shapes with random weights to measure on.

@@ -7,8 +7,8 @@ use crate::ui::megabytes;
 const WIDE: f64 = 6.0;
 
 /// Budget against time as a picture: `points` are a budget in bytes, the seconds a step that are
-/// predicted under it, and a label, in rising order of budgets. A budget between two points takes
-/// the plan of the smaller one.
+/// predicted under it, and a label (empty for a point that is only part of the line), in rising
+/// order of budgets. A budget between two points takes the plan of the smaller one.
 pub fn curve_svg(points: &[(u64, f64, String)]) -> String {
     let budgets = points.iter().map(|p| p.0 as f64 / 1e6);
     let (least, most) = range(budgets);
@@ -24,7 +24,7 @@ pub fn curve_svg(points: &[(u64, f64, String)]) -> String {
     let mut chart = Chart::new("Time of a step under each budget", x, y);
     let line: Vec<_> = points.iter().map(|p| (p.0 as f64 / 1e6, p.1)).collect();
     chart.steps(&line);
-    for (bytes, seconds, label) in points {
+    for (bytes, seconds, label) in points.iter().filter(|p| !p.2.is_empty()) {
         let title = format!("{label}: {}, {seconds:.3} seconds a step", megabytes(*bytes));
         chart.point(*bytes as f64 / 1e6, *seconds, label, &title);
     }

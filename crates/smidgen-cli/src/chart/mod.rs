@@ -2,7 +2,6 @@
 //! no font and no other file, and are readable on light and dark.
 
 mod axis;
-#[cfg_attr(not(test), expect(dead_code, reason = "`plan --curve` draws it"))]
 pub mod curve;
 mod memory;
 

@@ -8,10 +8,11 @@ use smidgen::{
 };
 
 use super::settings::optimizer_config;
-use super::{open_model, say_model, synth};
-use crate::args::{BenchArgs, BenchCommand, Cli, ModelArgs};
+use super::{open_model, say_model, synth, temporary_folder};
+use crate::args::{BenchArgs, BenchCommand, Cli, MeasureArgs, ModelArgs, OutputArgs, threads};
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
+use crate::rates;
 use crate::report::path_text;
 use crate::stop::Stop;
 use crate::table;
@@ -20,11 +21,18 @@ use crate::ui::{Ui, megabytes};
 pub fn run(args: &BenchArgs, stop: &Stop) -> Result<()> {
     match (&args.command, &args.model) {
         (Some(BenchCommand::Synth(args)), _) => synth::run(args, stop),
+        (Some(BenchCommand::Rates(args)), _) => measure(args),
         (None, Some(model)) => {
             speed(args, ModelArgs { model: model.clone(), tokenizer: None }, stop)
         }
         (None, None) => help(),
     }
+}
+
+fn measure(args: &MeasureArgs) -> Result<()> {
+    let found = rates::measure(threads(args.threads), Some(&args.spool_dir))?;
+    Ui::new(OutputArgs { json: false }).say(&rates::json(found)?);
+    Ok(())
 }
 
 fn help() -> Result<()> {
@@ -57,10 +65,12 @@ fn speed(args: &BenchArgs, model: ModelArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.output);
     let base = open_model(&model)?;
     say_model(&ui, &base);
+    let scratch = temporary_folder()?;
     let settings = BenchSettings {
         lora: LoraConfig::default(),
         optimizer: optimizer_config(args.optimizer, None),
         rounds: args.rounds as usize,
+        spool: Some(scratch.path().to_owned()),
     };
     let cases = cases(args);
     let mut progress = Progress::new("measuring case", 0);

@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 
 use smidgen::{
-    AdapterStart, Base, Error, Length, LoraConfig, OptimizerConfig, Shape, SpoolFormat,
-    TargetModules, TrainConfig, plan_ahead,
+    AdapterStart, Base, Error, Length, LoraConfig, OptimizerConfig, Rates, Shape, SpoolFormat,
+    TargetModules, TrainConfig, fits_ahead, plan_ahead,
 };
 
-use crate::args::{LoraArgs, OptimizerName, Schedule, TrainArgs};
+use crate::args::{LoraArgs, OptimizerName, Schedule, SpoolType, TrainArgs};
 use crate::error::{Failure, Result};
+use crate::rates;
 
 /// Tokens of the shortest sequence that teaches something.
 const SHORTEST: usize = 2;
 
-/// The flags as the library takes them.
+/// The flags as the library takes them, with the reference machine's rates.
 pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
     let optimizer = &args.optimizer;
     Ok(TrainConfig {
@@ -39,9 +40,20 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         memory: args.machine.memory,
         threads: args.machine.threads(),
         spool: spool(args)?,
-        spool_format: SpoolFormat::F32,
-        rates: smidgen::Rates::REFERENCE,
+        spool_limit: args.spool_limit.map(|limit| limit.0),
+        spool_format: match args.spool_type {
+            SpoolType::F32 => SpoolFormat::F32,
+            SpoolType::Bf16 => SpoolFormat::Bf16,
+        },
+        rates: Rates::REFERENCE,
     })
+}
+
+/// The same with the machine's rates, which are measured if they were not yet.
+pub fn with_rates(args: &TrainArgs, config: TrainConfig) -> Result<TrainConfig> {
+    let assumed = args.rates.assume_rates.as_deref();
+    let rates = rates::find(assumed, config.threads, config.spool.as_deref())?;
+    Ok(TrainConfig { rates, ..config })
 }
 
 /// Where the scratch file goes: a folder that is there, or the output, which will be.
@@ -73,24 +85,16 @@ pub fn longest(args: &TrainArgs) -> usize {
 
 /// Refuses, before any data is read, settings that can't be and a budget that no data would fit.
 pub fn check_ahead(args: &TrainArgs, base: &Base, config: &TrainConfig) -> Result<()> {
-    let over = match plan_ahead(base, SHORTEST, config) {
-        // The data may be smaller than a batch.
-        Err(Error::OverBudget(_)) => {
-            let single =
-                TrainConfig { batch_size: 1, grad_accumulation_steps: 1, ..config.clone() };
-            plan_ahead(base, SHORTEST, &single)
-        }
-        planned => planned,
-    };
-    match over {
+    // The data may be smaller than a batch.
+    let single = TrainConfig { batch_size: 1, grad_accumulation_steps: 1, ..config.clone() };
+    if fits_ahead(base, SHORTEST, config)? || fits_ahead(base, SHORTEST, &single)? {
+        return Ok(());
+    }
+    // The amount to name is one that will do.
+    let longest = longest(args);
+    match plan_ahead(base, longest, config) {
         Ok(_) => Ok(()),
-        // The amount to name is one that will do.
-        Err(Error::OverBudget(least)) => {
-            let longest = longest(args);
-            let over = match plan_ahead(base, longest, config) {
-                Err(Error::OverBudget(over)) => over,
-                _ => least,
-            };
+        Err(Error::OverBudget(over)) => {
             Err(Failure::Budget(format!("for sequences of up to {longest} tokens, {over}")))
         }
         Err(error) => Err(error.into()),

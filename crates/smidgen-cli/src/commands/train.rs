@@ -9,7 +9,7 @@ use smidgen::{
 };
 
 use super::run_data::{RunData, RunFiles};
-use super::settings::{check_ahead, config};
+use super::settings::{check_ahead, config, with_rates};
 use super::{open_model, plan, say_model, say_notes};
 use crate::args::TrainArgs;
 use crate::created::Created;
@@ -33,7 +33,7 @@ pub struct Trained {
 
 pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
     if args.dry_run {
-        return plan::run(args, stop);
+        return plan::run(args, None, stop);
     }
     let ui = Ui::new(args.out);
     let trained = train(open_model(&args.model)?, args, &ui, stop)?;
@@ -50,6 +50,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let config = config(args, &base)?;
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, data)?;
+    let config = with_rates(args, config)?;
     let own = out.join("smidgen");
     let created = Created::watch(&own, ["train.tokens", "valid.tokens"].map(|f| own.join(f)));
     let mut folder = RunFolder::create(out)?;

@@ -305,6 +305,9 @@ impl<'a> Search<'a> {
             }
             let memory = self.adapter_memory(paged);
             let traffic = self.traffic(sums, paged);
+            if self.request.spool_limit.is_some_and(|limit| traffic.written > limit) {
+                continue;
+            }
             let files = traffic.read as f64 / self.request.rates.read
                 + traffic.written as f64 / self.request.rates.write;
             let peak = self.fixed() + lists + 4 * (arena + memory) as u64;

@@ -166,6 +166,7 @@ impl Run {
             backward: true,
             budget: self.budget,
             spool: self.spool.is_some(),
+            spool_limit: None,
             spool_number: 4,
             passes: 1,
             rates: Rates::REFERENCE,

@@ -1,0 +1,186 @@
+//! What a run asks the planner for, and plans of runs whose data is not there yet.
+
+use std::path::Path;
+
+use smidgen_graph::plan::{CurvePoint, Plan, Request, curve, plan, remedies};
+use smidgen_graph::{Budget, Gradients, OverBudget, Rates, Row};
+use smidgen_kernels::Kernels;
+use smidgen_runtime::memory::{self, RunPhase};
+use smidgen_runtime::{Settings, fixed_rows};
+use smidgen_text::Sequence;
+
+use crate::adapter::{AdapterNote, AdapterShape, AdapterStart};
+use crate::base::Base;
+use crate::error::Result;
+use crate::session::TrainConfig;
+
+/// What of a dataset decides the memory of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DataSize {
+    pub sequences: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+}
+
+impl DataSize {
+    /// Rows of the longest pass.
+    pub fn tokens(self, longest_evaluation: usize) -> usize {
+        self.longest.max(longest_evaluation)
+    }
+}
+
+/// The plan of a run whose data is not there yet: as many sequences as a step takes, each of
+/// `longest` tokens.
+///
+/// # Errors
+/// Those of [`crate::Planned::new`].
+pub fn plan_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Plan> {
+    plan_or_remedies(base, &ahead(base, longest, config)?)
+}
+
+/// Whether the budget is enough for such a run.
+///
+/// # Errors
+/// Those of [`curve_ahead`].
+pub fn fits_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<bool> {
+    Ok(plan(base.blocks.as_ref(), &ahead(base, longest, config)?).is_ok())
+}
+
+/// The plan, or a refusal that says what would help.
+pub(crate) fn plan_or_remedies(base: &Base, request: &Request) -> Result<Plan> {
+    let blocks = base.blocks.as_ref();
+    let planned = plan(blocks, request);
+    // What was looked at and dropped.
+    smidgen_weights::release_free_heap();
+    Ok(planned.map_err(|over| OverBudget { remedies: remedies(blocks, request), ..over })?)
+}
+
+/// What every budget would give such a run: peak against time, from the smallest plan to the
+/// fastest. The configuration's own budget is not looked at.
+///
+/// # Errors
+/// A setting that can't be, or an adapter to start from that does not fit.
+pub fn curve_ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Vec<CurvePoint>> {
+    Ok(curve(base.blocks.as_ref(), &ahead(base, longest, config)?))
+}
+
+/// How fast this machine is with `threads` threads, with scratch files in `folder`: kernels on
+/// made-up numbers and the disk, never a model. Takes about a second and 10 MB, so callers do it
+/// once for a machine.
+///
+/// # Errors
+/// Threads can't be started, or the folder can't be written to.
+pub fn measure_rates(threads: usize, folder: Option<&Path>) -> Result<Rates> {
+    Ok(smidgen_runtime::measure_rates(Kernels::detect(), threads, folder)?)
+}
+
+fn ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Request> {
+    config.check()?;
+    let process = process_row();
+    let start = adapter_start(base, config)?.0;
+    let size = DataSize { sequences: config.sequences(), longest };
+    let settings = settings(base, config, longest);
+    Ok(request(base, start.shape(), config, size, 0, &settings, process))
+}
+
+/// What a run starts from, and what is worth telling about it.
+pub(crate) fn adapter_start(
+    base: &Base,
+    config: &TrainConfig,
+) -> Result<(AdapterStart, Vec<AdapterNote>)> {
+    match &config.init_adapter {
+        Some(folder) => AdapterStart::folder(base, folder),
+        None => Ok((AdapterStart::random(base, &config.lora, config.seed)?, vec![])),
+    }
+}
+
+/// How passes of up to `tokens` rows are run. The meter watches the budget from here on.
+pub(crate) fn settings(base: &Base, config: &TrainConfig, tokens: usize) -> Settings {
+    Settings {
+        kernels: Kernels::detect(),
+        threads: config.threads,
+        positions: tokens,
+        spool_folder: config.spool.clone(),
+        spool_format: config.spool_format,
+        meter: base.meter().next_run(RunPhase::Starting),
+    }
+}
+
+/// What the planner is asked for.
+pub(crate) fn request(
+    base: &Base,
+    adapter: &AdapterShape,
+    config: &TrainConfig,
+    data: DataSize,
+    longest_evaluation: usize,
+    settings: &Settings,
+    process: Row,
+) -> Request {
+    let tokens = data.tokens(longest_evaluation);
+    let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, settings, tokens);
+    let held = config.sequences().min(data.sequences);
+    fixed.push(Row::new(
+        "sequences",
+        format!("{held} x {} tokens", data.longest),
+        (held * (data.longest * 5 + SEQUENCE) + tokens * 34 + data.sequences * 4) as u64,
+        "whole run",
+        "ids, masks and the order of an epoch",
+    ));
+    let (turned, factors) = (2 * adapter.largest_b(), adapter.factors().count());
+    fixed.push(Row::new(
+        "saving",
+        format!("{turned} and {factors} names"),
+        (4 * turned + factors * FACTOR) as u64,
+        "saving",
+        "one B in the checkpoint's order of rows; the adapter's list of tensors",
+    ));
+    fixed.push(process);
+    // One pass a step without clipping: each block can be updated as soon as it is done.
+    let gradients = match (held, config.clip) {
+        (1, None) => Gradients::Block,
+        _ => Gradients::Whole,
+    };
+    let budget = config.memory.resolve();
+    if let Budget::AtMost(bytes) = budget {
+        settings.meter.set_budget(Some(bytes));
+    }
+    Request {
+        tokens,
+        lora: adapter.spec().clone(),
+        first_trained: adapter.first_layer(),
+        gradients,
+        optimizer_state: config.optimizer.state(),
+        backward: true,
+        budget,
+        spool: config.spool.is_some(),
+        spool_limit: config.spool_limit,
+        spool_number: config.spool_format.bytes(),
+        passes: held.div_ceil((tokens / data.longest.max(1)).max(1)),
+        rates: config.rates,
+        fixed,
+        weights: base.weights.pages(),
+    }
+}
+
+/// Bytes of a sequence that is held beside its ids and its mask: two vectors and their blocks'
+/// headers.
+const SEQUENCE: usize = size_of::<Sequence>() + 48;
+
+/// Bytes of a LoRA factor in the lists that an adapter and its file's header are kept and written
+/// from.
+const FACTOR: usize = 512;
+
+/// What threads' stacks, small buffers and the allocator's slack add once a run has started.
+const GROWTH: u64 = 150_000;
+
+/// The plan's line for what the process holds before the run makes anything.
+pub(crate) fn process_row() -> Row {
+    /// Where the system does not tell: a guess on the safe side.
+    const UNKNOWN: u64 = 6_000_000;
+    smidgen_weights::release_free_heap();
+    let now = memory::usage().map_or(UNKNOWN, |u| u.counted);
+    let why = "data, heap, stacks before the run, and a little for its start";
+    // In steps, so that the same run has the same plan another time.
+    let now = now.next_multiple_of(64 * 1024);
+    Row::new("process", "bytes".into(), now + GROWTH, "whole run", why)
+}
