@@ -5,6 +5,7 @@ use std::path::Path;
 use smidgen_graph::plan::{CurvePoint, Plan, Request, curve, plan, remedies};
 use smidgen_graph::{Budget, Gradients, OverBudget, Rates, Row};
 use smidgen_kernels::Kernels;
+use smidgen_models::SITES;
 use smidgen_runtime::memory::{self, RunPhase};
 use smidgen_runtime::{Settings, fixed_rows};
 use smidgen_text::Sequence;
@@ -126,7 +127,9 @@ pub(crate) fn request(
         "whole run",
         "ids, masks and the order of an epoch",
     ));
-    let (turned, factors) = (2 * adapter.largest_b(), adapter.factors().count());
+    let permutes = SITES.iter().any(|site| base.info.permutation(*site).is_some());
+    let copies = if permutes { 2 } else { 1 };
+    let (turned, factors) = (copies * adapter.largest_b(), adapter.factors().count());
     fixed.push(Row::new(
         "saving",
         format!("{turned} and {factors} names"),
@@ -168,7 +171,7 @@ const SEQUENCE: usize = size_of::<Sequence>() + 48;
 
 /// Bytes of a LoRA factor in the lists that an adapter and its file's header are kept and written
 /// from.
-const FACTOR: usize = 512;
+const FACTOR: usize = 320;
 
 /// What threads' stacks, small buffers and the allocator's slack add once a run has started.
 const GROWTH: u64 = 150_000;
