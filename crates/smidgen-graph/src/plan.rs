@@ -86,6 +86,22 @@ pub struct Traffic {
     pub written: u64,
 }
 
+/// A state of the optimiser, with something for each trainable number.
+#[derive(Clone, Copy, Debug)]
+pub struct OptimizerState {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// Words of 4 bytes that a layer with so many trainable numbers takes.
+    pub words: fn(usize) -> usize,
+}
+
+impl OptimizerState {
+    /// An f32 for each trainable number.
+    pub fn f32(name: &'static str) -> Self {
+        Self { name, words: |len| len }
+    }
+}
+
 /// What a plan is asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -97,8 +113,8 @@ pub struct Request {
     pub first_trained: usize,
     /// How gradients are held.
     pub gradients: Gradients,
-    /// Names of the optimiser's f32 states, each as large as the trainable factors.
-    pub optimizer_state: Vec<&'static str>,
+    /// What the optimiser holds beside the trainable factors.
+    pub optimizer_state: Vec<OptimizerState>,
     /// Whether there is a backward walk; without one only what inference needs is laid out.
     pub backward: bool,
     /// What the peak must not exceed.

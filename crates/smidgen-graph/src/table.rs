@@ -43,9 +43,16 @@ fn adapter_rows(plan: &Plan, request: &Request) -> Vec<Row> {
         Gradients::Whole => "summed over the step's passes, or clipped as a whole",
     };
     let gradients = row("LoRA gradients", plan.gradient_len, why);
-    let states = request.optimizer_state.iter().map(|state| match plan.paged {
-        Paged::Nothing => row(state, plan.param_len, "the optimiser's state"),
-        _ => row(state, largest, paged),
+    let runs: Vec<usize> = plan.param_ranges().iter().map(|run| run.len()).collect();
+    let states = request.optimizer_state.iter().map(|state| {
+        let (len, words, why) = match plan.paged {
+            Paged::Nothing => {
+                let words = runs.iter().map(|len| (state.words)(*len)).sum();
+                (plan.param_len, words, "the optimiser's state")
+            }
+            _ => (largest, (state.words)(largest), paged),
+        };
+        Row { bytes: 4 * words as u64, ..row(state.name, len, why) }
     });
     [factors, gradients].into_iter().chain(states).collect()
 }

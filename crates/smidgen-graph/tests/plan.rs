@@ -9,8 +9,8 @@ use smidgen_graph::ops::Mlp;
 use smidgen_graph::plan::{LayerPlan, LayerPrograms, WeightPages, curve, plan};
 use smidgen_graph::{
     Access, Activation, Architecture, AttentionShape, Block, BlockBuilder, Budget, Gradients,
-    LoraSpec, OverBudget, Paged, Plan, Rates, Request, RopeShape, RopeStyle, Row, Site, Source,
-    Step, Term, ValueId, differentiate, schedule,
+    LoraSpec, OptimizerState, OverBudget, Paged, Plan, Rates, Request, RopeShape, RopeStyle, Row,
+    Site, Source, Step, Term, ValueId, differentiate, schedule,
 };
 
 const HIDDEN: usize = 64;
@@ -143,13 +143,17 @@ fn lora(dropout: f32, modules: &[&str]) -> LoraSpec {
     LoraSpec { rank: 4, scale: 2.0, dropout, modules }
 }
 
+/// A state in 8 bits a number with a scale for each 256.
+const EIGHT_BIT: [OptimizerState; 1] =
+    [OptimizerState { name: "8-bit", words: |len| len.div_ceil(4) + len.div_ceil(256) }];
+
 fn request(budget: Budget) -> Request {
     Request {
         tokens: 37,
         lora: lora(0.0, &SITES.map(|s| s.module)),
         first_trained: 0,
         gradients: Gradients::Block,
-        optimizer_state: vec!["mean", "mean square"],
+        optimizer_state: ["mean", "mean square"].map(OptimizerState::f32).into(),
         backward: true,
         budget,
         spool: false,
@@ -191,6 +195,10 @@ fn requests() -> Vec<Request> {
         }
         requests.push(Request { spool: true, first_trained: 1, ..request(budget) });
     }
+    for mut request in [0, 3, 4, 7, 80, 81, 83].map(|i: usize| requests[i].clone()) {
+        request.optimizer_state = EIGHT_BIT.into();
+        requests.push(request);
+    }
     requests.push(Request { backward: false, ..request(Budget::Unlimited) });
     requests
 }
@@ -203,16 +211,47 @@ fn rows_add_up_to_the_arena_and_to_the_peak() {
             let sum: u64 = plan.rows.iter().map(|r| r.bytes).sum();
             assert_eq!(plan.peak_bytes, sum);
             let largest = plan.programs.iter().map(|p| p.block.param_len()).max();
-            let [factors, state] = match plan.paged {
-                Paged::Nothing => [plan.param_len; 2],
-                Paged::State => [plan.param_len, largest.expect("programs")],
-                Paged::All => [largest.expect("programs"); 2],
+            let largest = largest.expect("programs");
+            let words = |len| request.optimizer_state.iter().map(|s| (s.words)(len)).sum::<usize>();
+            let all: usize = plan.param_ranges().iter().map(|run| words(run.len())).sum();
+            let [factors, states] = match plan.paged {
+                Paged::Nothing => [plan.param_len, all],
+                Paged::State => [plan.param_len, words(largest)],
+                Paged::All => [largest, words(largest)],
             };
-            let adapter = plan.gradient_len + factors + 2 * state;
+            let adapter = plan.gradient_len + factors + states;
             let beside = 12_345 + 4 * adapter as u64;
             let lists = plan.rows.iter().find(|r| r.name == "programs").expect("a line").bytes;
             let arena = 4 * plan.arena_len as u64;
             assert_eq!(sum, beside + lists + arena, "{model:?} {request:?}");
+        }
+    }
+}
+
+#[test]
+fn an_eight_bit_state_is_planned_at_its_size() {
+    for model in ALL.map(Model) {
+        for spool in [false, true] {
+            let budget = if spool { Budget::Least } else { Budget::Unlimited };
+            let request = |optimizer_state| Request { optimizer_state, spool, ..request(budget) };
+            let [wide, small] = [vec![OptimizerState::f32("f32")], EIGHT_BIT.into()]
+                .map(|state| make(&model, &request(state)));
+            let bytes = |plan: &Plan, name| {
+                plan.rows.iter().find(|r| r.name == name).expect("a line").bytes as f64
+            };
+            let ratio = bytes(&small, "8-bit") / bytes(&wide, "f32");
+            assert!((0.2539..0.256).contains(&ratio), "{model:?}: {ratio}");
+            if spool {
+                assert_eq!((wide.paged, small.paged), (Paged::All, Paged::All));
+                // What is read and written beside the state is the same.
+                let states = |plan: &Plan, words: fn(usize) -> usize| -> u64 {
+                    plan.param_ranges().iter().map(|run| 4 * words(run.len()) as u64).sum()
+                };
+                let less = states(&wide, |len| len) - states(&small, EIGHT_BIT[0].words);
+                let [wide, small] = [&wide, &small].map(|plan| plan.scratch_traffic);
+                let off = (wide.read - small.read, wide.written - small.written);
+                assert_eq!(off, (less, less), "{model:?}");
+            }
         }
     }
 }

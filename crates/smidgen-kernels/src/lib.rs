@@ -33,6 +33,6 @@ pub use formats::{Format, QuantMatrix};
 pub use gate::Activation;
 pub use gemm::{GEMM_SCRATCH, GRAIN, Init, Matrix, Operand, Task, Term, Tiling};
 pub use head::{RowResult, RowState};
-pub use optimiser::AdamW;
+pub use optimiser::{AdamW, EIGHT_BIT_BLOCK, eight_bit_words};
 pub use philox::{PHILOX_WORDS, Philox};
 pub use rope::{Rope, RopeStyle, RopeTable, Turn};

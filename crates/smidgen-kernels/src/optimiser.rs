@@ -1,6 +1,9 @@
 //! Updates of trainable parameters.
 
+mod eight_bit;
+
 use crate::arch::Kernels;
+pub use eight_bit::{EIGHT_BIT_BLOCK, eight_bit_words};
 
 /// AdamW's settings, as torch.optim.AdamW names them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,25 +40,10 @@ impl Kernels {
     ) {
         let len = p.len();
         assert!(g.len() == len && m.len() == len && v.len() == len, "lengths of AdamW's state");
-        assert!(step > 0, "steps count from 1");
-        let AdamW { lr, beta1, beta2, eps, weight_decay } = settings;
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        let keep = (1.0 - lr * weight_decay) as f32;
-        let (m_weight, v_keep, v_weight) =
-            ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
-        let step_size = (lr / correction(beta1)) as f32;
-        let root_correction = correction(beta2).sqrt() as f32;
-        let eps = eps as f32;
+        let update = Update::new(settings, step);
         self.compiled(
             #[inline(always)]
-            || {
-                for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                    *m += (g - *m) * m_weight;
-                    *v = *v * v_keep + g * g * v_weight;
-                    let denominator = v.sqrt() / root_correction + eps;
-                    *p = *p * keep - *m / denominator * step_size;
-                }
-            },
+            || update.run(p, g, m, v),
         );
     }
 
@@ -74,5 +62,48 @@ impl Kernels {
                 }
             },
         );
+    }
+}
+
+/// One AdamW step's factors, in f32.
+#[derive(Clone, Copy, Debug)]
+struct Update {
+    /// What weight decay leaves of a parameter.
+    keep: f32,
+    m_weight: f32,
+    v_keep: f32,
+    v_weight: f32,
+    /// Learning rate over the correction of the mean.
+    step_size: f32,
+    /// Root of the correction of the mean square.
+    root_correction: f32,
+    eps: f32,
+}
+
+impl Update {
+    fn new(settings: AdamW, step: u64) -> Self {
+        assert!(step > 0, "steps count from 1");
+        let AdamW { lr, beta1, beta2, eps, weight_decay } = settings;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        Self {
+            keep: (1.0 - lr * weight_decay) as f32,
+            m_weight: (1.0 - beta1) as f32,
+            v_keep: beta2 as f32,
+            v_weight: (1.0 - beta2) as f32,
+            step_size: (lr / correction(beta1)) as f32,
+            root_correction: correction(beta2).sqrt() as f32,
+            eps: eps as f32,
+        }
+    }
+
+    /// Updates as many parameters as there are in the shortest slice.
+    #[inline(always)]
+    fn run(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            *m += (g - *m) * self.m_weight;
+            *v = *v * self.v_keep + g * g * self.v_weight;
+            let denominator = v.sqrt() / self.root_correction + self.eps;
+            *p = *p * self.keep - *m / denominator * self.step_size;
+        }
     }
 }

@@ -5,7 +5,8 @@ mod common;
 
 use common::{LENGTHS, assert_close, finite_differences, random, same_on_all, wide};
 use smidgen_kernels::{
-    Activation, AdamW, DropoutKey, Kernels, MatMut, MatRef, Place, Rope, RopeStyle, RopeTable, Turn,
+    Activation, AdamW, DropoutKey, EIGHT_BIT_BLOCK, Kernels, MatMut, MatRef, Place, Rope,
+    RopeStyle, RopeTable, Turn, eight_bit_words,
 };
 
 const ROWS: usize = 3;
@@ -253,6 +254,41 @@ fn adamw_follows_its_formulas() {
         for (got, want) in got.chunks(n.max(1)).zip(&want) {
             assert_close("adamw", got, want, 5e-7);
         }
+    }
+}
+
+#[test]
+fn eight_bit_adamw_has_the_same_bits_on_every_set() {
+    let settings = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    for n in LENGTHS.into_iter().chain([255, 256, 257, 512, 1000]) {
+        let words = eight_bit_words(n);
+        let start = random(1, n, 1.0);
+        let state = same_on_all(|kernels| {
+            let (mut p, mut m, mut v) = (start.clone(), vec![0.0; words], vec![0.0; words]);
+            for step in 1..=5 {
+                let g = random(10 + step, n, 0.1);
+                kernels.adamw_8bit(&mut p, &g, &mut m, &mut v, settings, step);
+            }
+            [p, m, v].concat()
+        });
+        // A block is its own: without the first one, the second has the same state.
+        if n > EIGHT_BIT_BLOCK {
+            let (rest, words) = (n - EIGHT_BIT_BLOCK, eight_bit_words(n - EIGHT_BIT_BLOCK));
+            let (mut p, mut m, mut v) =
+                (start[EIGHT_BIT_BLOCK..].to_vec(), vec![0.0; words], vec![0.0; words]);
+            for step in 1..=5 {
+                let g = &random(10 + step, n, 0.1)[EIGHT_BIT_BLOCK..];
+                Kernels::detect().adamw_8bit(&mut p, g, &mut m, &mut v, settings, step);
+            }
+            assert_eq!(p, state[EIGHT_BIT_BLOCK..n], "{rest} of {n} numbers");
+        }
+    }
+}
+
+#[test]
+fn eight_bit_words_hold_scales_and_codes() {
+    for (numbers, words) in [(0, 0), (1, 2), (4, 2), (5, 3), (255, 65), (256, 65), (257, 67)] {
+        assert_eq!(eight_bit_words(numbers), words, "{numbers} numbers");
     }
 }
 

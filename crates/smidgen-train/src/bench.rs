@@ -149,7 +149,7 @@ pub fn bench(
     let planned_bytes = plan.peak_bytes;
     let weights = Arc::clone(&base.weights);
     let mut engine = Engine::new(base.blocks.as_ref(), weights, Arc::new(plan), &run)?;
-    let mut optimizer = Optimizer::new(config.optimizer, adapter.len())?;
+    let mut optimizer = Optimizer::new(config.optimizer, &engine.plan().param_ranges())?;
     let mut rate = GemmRate::new(engine.kernels(), case.threads)?;
     let sequences = [random_tokens(case.tokens, base.info().vocabulary)];
     let mut pass = Pass::default();

@@ -27,7 +27,7 @@ pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
 pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
 pub use generate::GenerateConfig;
-pub use optimizer::{Optimizer, OptimizerConfig};
+pub use optimizer::{Optimizer, OptimizerConfig, StateFormat};
 pub use planning::{curve_ahead, fits_ahead, measure_rates, plan_ahead};
 pub use prepare::{PrepareReport, prepare};
 pub use run::RunFolder;

@@ -1,12 +1,34 @@
-//! Optimisers over one flat run of trainable numbers.
+//! Optimisers over trainable numbers, a layer's run at a time.
 
 use std::ops::Range;
 use std::path::Path;
 
-use smidgen_kernels::{AdamW, Kernels};
+use smidgen_graph::OptimizerState;
+use smidgen_kernels::{AdamW, Kernels, eight_bit_words};
 use smidgen_runtime::Numbers;
 
 use crate::error::Result;
+
+/// How AdamW's means are held between steps. It changes the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateFormat {
+    /// In f32.
+    #[default]
+    F32,
+    /// In 8 bits a number and one f32 for each 256, counted from a layer's first: a quarter of the
+    /// memory. See [`Kernels::adamw_8bit`].
+    EightBit,
+}
+
+impl StateFormat {
+    /// Words of 4 bytes that a state of `len` numbers takes.
+    fn words(self, len: usize) -> usize {
+        match self {
+            Self::F32 => len,
+            Self::EightBit => eight_bit_words(len),
+        }
+    }
+}
 
 /// Which optimiser, and its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +43,8 @@ pub enum OptimizerConfig {
         eps: f64,
         /// Decoupled weight decay.
         weight_decay: f64,
+        /// How the two means are held.
+        state: StateFormat,
     },
     /// Plain gradient descent, as torch.optim.SGD without momentum.
     Sgd {
@@ -32,7 +56,14 @@ pub enum OptimizerConfig {
 impl OptimizerConfig {
     /// AdamW with its usual constants.
     pub fn adamw(weight_decay: f64) -> Self {
-        Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay }
+        let state = StateFormat::F32;
+        Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, state }
+    }
+
+    /// The same with its means in 8 bits a number.
+    pub fn adamw_8bit(weight_decay: f64) -> Self {
+        let state = StateFormat::EightBit;
+        Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, state }
     }
 
     /// The weight decay.
@@ -42,10 +73,25 @@ impl OptimizerConfig {
         }
     }
 
-    /// Names of the states that are as large as the trainable numbers.
-    pub fn state(&self) -> Vec<&'static str> {
+    /// How each state is held.
+    fn format(&self) -> StateFormat {
+        match *self {
+            Self::AdamW { state, .. } => state,
+            Self::Sgd { .. } => StateFormat::F32,
+        }
+    }
+
+    /// What it holds beside the trainable numbers.
+    pub fn state(&self) -> Vec<OptimizerState> {
+        let of = |words, names: [_; 2]| names.map(|name| OptimizerState { name, words }).into();
         match self {
-            Self::AdamW { .. } => vec!["AdamW mean", "AdamW mean square"],
+            Self::AdamW { state: StateFormat::F32, .. } => {
+                of(|len| StateFormat::F32.words(len), ["AdamW mean", "AdamW mean square"])
+            }
+            Self::AdamW { state: StateFormat::EightBit, .. } => of(
+                |len| StateFormat::EightBit.words(len),
+                ["AdamW mean, 8-bit", "AdamW mean square, 8-bit"],
+            ),
             Self::Sgd { .. } => vec![],
         }
     }
@@ -55,58 +101,80 @@ impl OptimizerConfig {
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
+    /// Where each run of numbers that is updated at once starts, and where each state of it does.
+    starts: Vec<(usize, usize)>,
     /// As [`OptimizerConfig::state`] names them.
     state: Vec<Numbers>,
 }
 
 impl Optimizer {
-    /// An optimiser for `len` numbers, before its first step, with its state in memory.
+    /// An optimiser before its first step, with its state in memory, for numbers that are updated
+    /// in `runs`: a plan's [`param_ranges`](smidgen_graph::Plan::param_ranges).
     ///
     /// # Errors
     /// The system does not give the memory for its state.
-    pub fn new(config: OptimizerConfig, len: usize) -> Result<Self> {
-        Self::with(config, || Ok(Numbers::in_memory(len)?))
+    pub fn new(config: OptimizerConfig, runs: &[Range<usize>]) -> Result<Self> {
+        Self::with(config, runs, |len, _| Ok(Numbers::in_memory(len)?))
     }
 
     /// The same with its state in scratch files in `folder`, of which the memory holds what
-    /// belongs to `window` numbers.
+    /// belongs to one run.
     ///
     /// # Errors
     /// The folder can't be written to or has no room.
-    pub fn paged(
+    pub fn paged(config: OptimizerConfig, runs: &[Range<usize>], folder: &Path) -> Result<Self> {
+        Self::with(config, runs, |len, longest| Ok(Numbers::in_file(folder, len, longest)?))
+    }
+
+    /// Each state comes from `make(words of all runs, words of the longest one)`.
+    fn with(
         config: OptimizerConfig,
-        folder: &Path,
-        len: usize,
-        window: usize,
+        runs: &[Range<usize>],
+        make: impl Fn(usize, usize) -> Result<Numbers>,
     ) -> Result<Self> {
-        Self::with(config, || Ok(Numbers::in_file(folder, len, window)?))
+        let format = config.format();
+        let (mut starts, mut end, mut longest) = (Vec::with_capacity(runs.len()), 0, 0);
+        for run in runs {
+            let words = format.words(run.len());
+            starts.push((run.start, end));
+            end += words;
+            longest = longest.max(words);
+        }
+        let state = config.state().iter().map(|_| make(end, longest)).collect::<Result<_>>()?;
+        Ok(Self { config, starts, state })
     }
 
-    fn with(config: OptimizerConfig, make: impl Fn() -> Result<Numbers>) -> Result<Self> {
-        let state = config.state().iter().map(|_| make()).collect::<Result<_>>()?;
-        Ok(Self { config, state })
-    }
-
-    /// Updates the numbers of `range`, given as `params`, by their gradients. `step` counts from
-    /// 1 and is the same for all ranges of a step.
+    /// Updates the numbers of `run`, given as `params`, by their gradients. `step` counts from
+    /// 1 and is the same for all runs of a step.
     ///
     /// # Errors
     /// The state's files can't be read or written.
+    ///
+    /// # Panics
+    /// If `run` is none of those that the optimiser was made for, unless it is one without state.
     pub fn update(
         &mut self,
         kernels: Kernels,
-        range: Range<usize>,
+        run: Range<usize>,
         params: &mut [f32],
         gradients: &[f32],
         rate: f64,
         step: u64,
     ) -> smidgen_runtime::Result<()> {
         match (self.config, self.state.as_mut_slice()) {
-            (OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay }, [mean, mean_square]) => {
+            (
+                OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay, state },
+                [mean, mean_square],
+            ) => {
                 let settings = AdamW { lr: rate, beta1, beta2, eps, weight_decay };
-                let mean = mean.piece_mut(range.clone())?;
-                let mean_square = mean_square.piece_mut(range)?;
-                kernels.adamw(params, gradients, mean, mean_square, settings, step);
+                let words = words_of(&self.starts, state, run);
+                let mean = mean.piece_mut(words.clone())?;
+                let mean_square = mean_square.piece_mut(words)?;
+                let update = match state {
+                    StateFormat::F32 => Kernels::adamw,
+                    StateFormat::EightBit => Kernels::adamw_8bit,
+                };
+                update(&kernels, params, gradients, mean, mean_square, settings, step);
             }
             (OptimizerConfig::AdamW { .. }, _) => unreachable!("AdamW has two states"),
             (OptimizerConfig::Sgd { weight_decay }, _) => {
@@ -115,4 +183,11 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// Where a run's part of a state lies.
+fn words_of(starts: &[(usize, usize)], format: StateFormat, run: Range<usize>) -> Range<usize> {
+    let found = starts.binary_search_by_key(&run.start, |(numbers, _)| *numbers);
+    let (_, words) = starts[found.expect("a run that the optimiser was made for")];
+    words..words + format.words(run.len())
 }

@@ -243,8 +243,8 @@ impl Planned {
             Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
         };
         let optimizer = match plan.paged {
-            Paged::Nothing => Optimizer::new(self.config.optimizer, len)?,
-            _ => Optimizer::paged(self.config.optimizer, folder, len, window)?,
+            Paged::Nothing => Optimizer::new(self.config.optimizer, &plan.param_ranges())?,
+            _ => Optimizer::paged(self.config.optimizer, &plan.param_ranges(), folder)?,
         };
         let adapter = self.start.make(&self.base, values)?;
         let order = match self.config.shuffle {

@@ -25,6 +25,8 @@ const LOGITS: f64 = 1e-5;
 const GRADIENTS: f64 = 3e-5;
 const LOSSES: f64 = 5e-6;
 const ADAMW_LOSSES: f64 = 1e-5;
+/// Of 8-bit AdamW's losses against those of f32 AdamW, relative.
+const EIGHT_BIT_LOSSES: f64 = 3e-3;
 const SGD_LOSSES: f64 = 1e-4;
 
 /// Rows a pass: a batch's three sequences fit into one pass, fill two, or take one each.
@@ -222,7 +224,7 @@ fn losses(
     let mut run = golden.model.run(&adapter, tokens);
     (run.kernels, run.threads) = (kernels, threads);
     let mut engine = golden.model.engine(&run);
-    let mut optimizer = Optimizer::new(config, adapter.len()).expect("memory");
+    let mut optimizer = Optimizer::new(config, &engine.plan().param_ranges()).expect("memory");
     let (batches, mut pass) = (golden.batches(), Pass::default());
     let one = |s: usize| {
         let settings = StepSettings { number: s as u64 + 1, rate, clip: None, seed: 0 };
@@ -263,6 +265,24 @@ fn ten_adamw_losses_match() {
 #[test]
 fn ten_adamw_losses_with_weight_decay_match() {
     check_ten_losses("adamw_decay", OptimizerConfig::adamw(0.01), ADAMW_LOSSES);
+}
+
+#[test]
+fn fifty_eight_bit_adamw_losses_stay_close_to_f32_ones() {
+    for golden in FAMILIES.map(Golden::open) {
+        let rate = golden.json["steps"]["adamw"]["lr"].as_f64().expect("a rate");
+        let way = (Kernels::detect(), 1, TOKENS[0]);
+        let of = |config| losses(&golden, way, config, rate, 50);
+        let wide = of(OptimizerConfig::adamw(0.01));
+        let small = of(OptimizerConfig::adamw_8bit(0.01));
+        let off = |(wide, small): (&f64, &f64)| ((small - wide) / wide).abs();
+        let worst = wide.iter().zip(&small).map(off).fold(0.0, f64::max);
+        println!(
+            "{}: loss {:.4} at first, {:.4} after 50 steps, {:.4} in 8 bits, worst {worst:.1e}",
+            golden.family, wide[0], wide[49], small[49]
+        );
+        assert!(worst < EIGHT_BIT_LOSSES, "{}: {worst:e}", golden.family);
+    }
 }
 
 #[test]

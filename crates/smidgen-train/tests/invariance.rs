@@ -15,6 +15,7 @@ use common::{
     repository, sequences, worst_difference,
 };
 use smidgen_graph::{Budget, Factor, Gradients, Paged};
+use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
 use smidgen_runtime::{Dropout, Pass};
 use smidgen_train::step::{StepSettings, step};
@@ -123,6 +124,41 @@ fn a_scratch_file_changes_nothing() {
 }
 
 #[test]
+fn an_eight_bit_state_is_the_same_everywhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ways = std::cell::RefCell::new(BTreeSet::new());
+    each_model(|model, adapter, run, batches| {
+        let single: Vec<Vec<Sequence>> = batches[0].iter().map(|s| vec![s.clone()]).collect();
+        let optimizer = OptimizerConfig::adamw_8bit(0.01);
+        let run = Run { optimizer, ..run.clone() };
+        let f32_state = Run { optimizer: OptimizerConfig::adamw(0.01), ..run.clone() };
+        let all = train(model, adapter, &run, &single, None);
+        let family = &model.info.family;
+        assert!(all != train(model, adapter, &f32_state, &single, None), "{family}");
+        let scalar = Run { kernels: Kernels::scalar(), threads: 3, ..run.clone() };
+        assert!(train(model, adapter, &scalar, &single, None) == all, "{family}: scalar");
+        for gradients in [Gradients::Whole, Gradients::Block] {
+            let run = Run { gradients, spool: Some(folder.path().to_owned()), ..run.clone() };
+            for budget in [Budget::Least, Budget::Unlimited] {
+                let run = Run { budget, threads: 2, ..run.clone() };
+                ways.borrow_mut().insert((
+                    gradients == Gradients::Whole,
+                    model.plan(&run).expect("a plan").paged,
+                ));
+                let found = train(model, adapter, &run, &single, None);
+                assert!(found == all, "{family} under {budget:?}");
+            }
+        }
+    });
+    let ways = ways.into_inner();
+    for whole in [false, true] {
+        for paged in [Paged::Nothing, Paged::All] {
+            assert!(ways.contains(&(whole, paged)), "{ways:?}");
+        }
+    }
+}
+
+#[test]
 fn widths_of_mlp_tiles_change_nothing() {
     each_model(|model, adapter, run, batches| {
         let planned = train(model, adapter, run, batches, None);
@@ -191,7 +227,7 @@ fn clipping_scales_all_gradients_to_the_norm() {
         let (_, gradients) = gradient(&mut engine, &start, &batch, None);
         let limit = norm(&gradients) / 3.0;
         let mut optimizer =
-            Optimizer::new(OptimizerConfig::Sgd { weight_decay: 0.0 }, 0).expect("memory");
+            Optimizer::new(OptimizerConfig::Sgd { weight_decay: 0.0 }, &[]).expect("memory");
         let settings = StepSettings { number: 1, rate: 1.0, clip: Some(limit), seed: 0 };
         let (mut pass, never) = (Pass::default(), AtomicBool::new(false));
         step(&mut engine, &mut adapter, &mut optimizer, &batch, &settings, &mut pass, &never)

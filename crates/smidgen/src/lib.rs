@@ -106,8 +106,8 @@ pub use smidgen_train::{
 
 // A run.
 pub use smidgen_train::{
-    Flow, Length, OptimizerConfig, Outcome, Planned, RunFolder, Session, Shape, StepReport,
-    TrainConfig,
+    Flow, Length, OptimizerConfig, Outcome, Planned, RunFolder, Session, Shape, StateFormat,
+    StepReport, TrainConfig,
 };
 
 // Its memory.

@@ -73,6 +73,7 @@ fn spool(args: &TrainArgs) -> Result<Option<PathBuf>> {
 pub fn optimizer_config(name: OptimizerName, weight_decay: Option<f64>) -> OptimizerConfig {
     match name {
         OptimizerName::Adamw => OptimizerConfig::adamw(weight_decay.unwrap_or(0.01)),
+        OptimizerName::Adamw8bit => OptimizerConfig::adamw_8bit(weight_decay.unwrap_or(0.01)),
         OptimizerName::Sgd => OptimizerConfig::Sgd { weight_decay: weight_decay.unwrap_or(0.0) },
     }
 }

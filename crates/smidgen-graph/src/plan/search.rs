@@ -63,6 +63,8 @@ pub(super) struct Search<'a> {
     order: Vec<usize>,
     /// Trainable numbers of all layers, and of the largest.
     params: [usize; 2],
+    /// Words of the optimiser's states of all layers, and of the largest.
+    state_words: [usize; 2],
     pub ends: Ends,
 }
 
@@ -108,15 +110,30 @@ impl<'a> Search<'a> {
             classes.iter().map(|c| c.choices(model, request, MLP_TILES[0])).collect();
         let ends = Ends::new(model, request);
         let order = Vec::new();
-        let (measures, params) = (Vec::new(), [0; 2]);
-        let mut search =
-            Self { model, request, class_of, classes, choices, measures, order, params, ends };
+        let (measures, params, state_words) = (Vec::new(), [0; 2], [0; 2]);
+        let mut search = Self {
+            model,
+            request,
+            class_of,
+            classes,
+            choices,
+            measures,
+            order,
+            params,
+            state_words,
+            ends,
+        };
         search.measures = (0..MLP_TILES.len())
             .map(|tile| (0..search.classes.len()).map(|c| search.measure(tile, c)).collect())
             .collect();
         search.order = search.sorted();
-        let params = (0..model.layers()).map(|layer| search.measured(0, layer, 0).params);
-        search.params = params.fold([0; 2], |[sum, max], n| [sum + n, max.max(n)]);
+        let params = |layer| search.measured(0, layer, 0).params;
+        let words = |len| request.optimizer_state.iter().map(|s| (s.words)(len)).sum();
+        let layers = 0..model.layers();
+        let total = |[sum, max]: [usize; 2], n: usize| [sum + n, max.max(n)];
+        let state_words = layers.clone().map(params).map(words).fold([0; 2], total);
+        search.params = layers.map(params).fold([0; 2], total);
+        search.state_words = state_words;
         search
     }
 
@@ -351,7 +368,7 @@ impl<'a> Search<'a> {
         scratch + places * padded(self.request.tokens * self.model.hidden()) + kept
     }
 
-    /// Numbers of factors, gradients and optimiser state in memory.
+    /// Words of factors, gradients and optimiser state in memory.
     fn adapter_memory(&self, paged: Paged) -> usize {
         let [all, largest] = self.params;
         let gradients = match self.request.gradients {
@@ -359,27 +376,26 @@ impl<'a> Search<'a> {
             Gradients::Whole => all,
             Gradients::Block => largest,
         };
-        let states = self.request.optimizer_state.len();
-        let [factors, state] = match paged {
-            Paged::Nothing => [all, all],
-            Paged::State => [all, largest],
-            Paged::All => [largest, largest],
+        let [all_states, largest_states] = self.state_words;
+        let [factors, states] = match paged {
+            Paged::Nothing => [all, all_states],
+            Paged::State => [all, largest_states],
+            Paged::All => [largest, largest_states],
         };
-        gradients + factors + states * state
+        gradients + factors + states
     }
 
     /// Bytes to and from the scratch files in a step.
     fn traffic(&self, sums: &Sums, paged: Paged) -> Traffic {
         let passes = self.request.passes as u64;
         let spooled = passes * (sums.spooled * self.request.spool_number) as u64;
-        let states = self.request.optimizer_state.len() as u64;
-        let params = 4 * self.params[0] as u64;
+        let [params, states] = [self.params[0], self.state_words[0]].map(|words| 4 * words as u64);
         // Factors are read by forward and backward and, where gradients are whole, once more.
         let reads = 2 * passes + u64::from(self.request.gradients == Gradients::Whole);
         let [factors, state] = match paged {
             Paged::Nothing => [0, 0],
-            Paged::State => [0, states * params],
-            Paged::All => [params, states * params],
+            Paged::State => [0, states],
+            Paged::All => [params, states],
         };
         Traffic { read: spooled + reads * factors + state, written: spooled + factors + state }
     }

@@ -87,10 +87,10 @@ pub fn all_numbers(adapter: &mut Adapter, engine: &Engine) -> Vec<f32> {
 }
 
 impl Run {
-    /// A copy of `adapter`, and AdamW for it, each where the engine's plan says.
+    /// A copy of `adapter`, and an optimiser for it, each where the engine's plan says.
     pub fn trainee(&self, adapter: &Adapter, engine: &Engine) -> (Adapter, Optimizer) {
         let (plan, len) = (engine.plan(), adapter.len());
-        let (config, window) = (OptimizerConfig::adamw(0.01), plan.largest_params());
+        let (runs, window) = (plan.param_ranges(), plan.largest_params());
         let folder = self.spool.as_deref().unwrap_or(Path::new("no folder"));
         let values = match plan.paged {
             Paged::All => {
@@ -104,8 +104,8 @@ impl Run {
             Paged::State | Paged::Nothing => numbers(adapter).to_vec().into(),
         };
         let optimizer = match plan.paged {
-            Paged::Nothing => Optimizer::new(config, len),
-            _ => Optimizer::paged(config, folder, len, window),
+            Paged::Nothing => Optimizer::new(self.optimizer, &runs),
+            _ => Optimizer::paged(self.optimizer, &runs, folder),
         };
         (adapter.shape().clone().adapter(values), optimizer.expect("a state"))
     }
@@ -139,6 +139,8 @@ pub struct Run {
     pub mlp_tile: Option<usize>,
     /// A folder for a scratch file.
     pub spool: Option<std::path::PathBuf>,
+    /// What is trained with; it does change numbers.
+    pub optimizer: OptimizerConfig,
 }
 
 impl Run {
@@ -153,6 +155,7 @@ impl Run {
             threads: 1,
             mlp_tile: None,
             spool: None,
+            optimizer: OptimizerConfig::adamw(0.01),
         }
     }
 
@@ -162,7 +165,7 @@ impl Run {
             lora: self.lora.clone(),
             first_trained: self.first_trained,
             gradients: self.gradients,
-            optimizer_state: vec!["mean", "mean square"],
+            optimizer_state: self.optimizer.state(),
             backward: true,
             budget: self.budget,
             spool: self.spool.is_some(),
