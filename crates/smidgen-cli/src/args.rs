@@ -117,6 +117,10 @@ pub struct DataArgs {
     /// Show the first N sequences
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub show: usize,
+    /// The most memory that preparing may take: 30MB (MB is 10^6), bytes, min, unlimited, or auto:
+    /// the smaller of 1 GB and half of what is free
+    #[arg(long, value_name = "BYTES", default_value = "auto")]
+    pub memory: MemoryBudget,
     #[command(flatten)]
     pub window: WindowArgs,
     #[command(flatten)]
@@ -493,8 +497,8 @@ fn target_modules(text: &str) -> Result<TargetModules, String> {
 }
 
 impl WindowArgs {
-    /// As the library takes it.
-    pub fn options(&self) -> smidgen::DataOptions {
+    /// As the library takes it; preparing may take `memory`.
+    pub fn options(&self, memory: MemoryBudget) -> smidgen::DataOptions {
         let mask_prompt = match (self.mask_prompt, self.no_mask_prompt) {
             (true, _) => Some(true),
             (_, true) => Some(false),
@@ -505,7 +509,7 @@ impl WindowArgs {
             chunks: self.chunks.map(|n| n as usize),
             bos: self.bos,
         };
-        smidgen::DataOptions { window, mask_prompt }
+        smidgen::DataOptions { window, mask_prompt, memory }
     }
 }
 

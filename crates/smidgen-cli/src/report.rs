@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 use smidgen::memory::{self, Meter};
-use smidgen::{Base, CurvePoint, Evaluation, Plan, Row};
+use smidgen::{Base, CurvePoint, Evaluation, Plan, PrepareReport, Row};
 
 /// The report of train, eval, plan and demo. A figure that does not apply, or that the system does
 /// not tell, is null.
@@ -47,6 +47,9 @@ pub struct Report {
     pub spool_written_bytes: u64,
     pub spool_read_bytes: u64,
     pub peak_rss_bytes: Option<u64>,
+    /// The most that making a token file may take, told before it is made; null where the data was
+    /// one. Of plan without data: what it would be.
+    pub prepare_planned_bytes: Option<u64>,
     /// The most that making a token file took; null where the data was one.
     pub prepare_peak_bytes: Option<u64>,
     /// Of plan.
@@ -116,6 +119,12 @@ impl Report {
     /// A report on `base`.
     pub fn of(base: &Base) -> Self {
         Self { model: path_text(base.path()), ..Self::default() }
+    }
+
+    /// Puts in what preparing the data took, if it was prepared.
+    pub fn prepared(&mut self, prepared: Option<&PrepareReport>) {
+        self.prepare_planned_bytes = prepared.map(|p| p.planned_bytes);
+        self.prepare_peak_bytes = prepared.map(|p| p.peak_bytes);
     }
 
     /// Puts in what was measured up to now; `peak` is 0 where the system does not tell.

@@ -9,8 +9,9 @@ const HEAD: [&str; 5] = ["buffer", "shape", "bytes", "life", "why"];
 /// Characters of the rules.
 const RULE: usize = 100;
 
-/// The plan's rows, their sum, and the weights in memory, which the budget does not count.
-pub fn plan(plan: &Plan) -> String {
+/// The plan's rows and their sum; the weights in memory, which the budget does not count; and the
+/// bytes of `preparing`, which is over when the rest begins, if there is text to prepare.
+pub fn plan(plan: &Plan, preparing: Option<u64>) -> String {
     let cells = |r: &Row| {
         [r.name.clone(), r.shape.clone(), grouped(r.bytes), r.life.clone(), r.why.clone()]
     };
@@ -20,10 +21,16 @@ pub fn plan(plan: &Plan) -> String {
     let why = "beside the peak: read-only pages of the model file, the system's to drop";
     let life = if plan.weights_stay { "whole run" } else { "two blocks" };
     let window = ["weight window", "", &grouped(plan.weight_bytes), life, why];
+    let sum = rows.len();
     rows.extend([total, window].map(|row| row.map(str::to_owned)));
+    rows.extend(preparing.map(|bytes| {
+        let why =
+            "the tokenizer, while text is made into tokens; the larger of it and the peak counts";
+        ["preparing", "", &grouped(bytes), "before the run", why].map(str::to_owned)
+    }));
     let mut lines = aligned(&rows);
     let rule = "-".repeat(RULE);
-    lines.insert(lines.len() - 2, rule.clone());
+    lines.insert(sum, rule.clone());
     lines.insert(1, rule);
     lines.push(time(plan));
     lines.join("\n")

@@ -387,6 +387,55 @@ fn a_refused_run_leaves_nothing() {
     assert!(!place.path("new").exists());
 }
 
+/// Preparing is refused before anything is read or written; a token file trains within the budget.
+/// A tokenizer.json takes far more than the model's own tokenizer: here more than training does.
+#[test]
+fn preparing_keeps_the_budget_too() {
+    let place = Place::new();
+    let vocab: Vec<_> = TEXT.chars().filter(char::is_ascii_alphabetic).collect();
+    let (mut sorted, none) = (vocab, Value::Null);
+    sorted.sort_unstable();
+    sorted.dedup();
+    let ids: serde_json::Map<_, _> =
+        sorted.iter().zip(0..).map(|(c, id): (_, u32)| (c.to_string(), id.into())).collect();
+    let json = serde_json::json!({"version": "1.0", "truncation": none, "padding": none,
+        "added_tokens": [], "normalizer": none, "pre_tokenizer": none, "post_processor": none,
+        "decoder": none, "model": {"type": "BPE", "vocab": ids, "merges": []}});
+    // What it may take is told from its size.
+    let json = format!("{json}{}", " ".repeat(600_000));
+    fs::write(place.path("tokenizer.json"), json).unwrap();
+    let flags = "-m MODEL --tokenizer tokenizer.json --max-seq-length 16";
+    let plan = place.report(&format!("plan {flags} --memory min --threads 1"));
+    let number = |report: &Value, key: &str| report[key].as_u64().unwrap();
+    let (training, preparing) =
+        (number(&plan, "planned_peak_bytes"), number(&plan, "prepare_planned_bytes"));
+    assert!(training + 4_000_000 < preparing, "{training} and {preparing}");
+    let budget = (training + preparing) / 2;
+    let machine = format!("--memory {budget} --threads 1");
+    for line in [
+        format!("train {flags} {machine} --data text.txt -o run"),
+        format!("plan {flags} {machine} --data text.txt"),
+        format!("data text.txt {flags} --memory {budget} --out text.tokens"),
+        format!("eval {flags} {machine} --data text.txt"),
+    ] {
+        let said = place.failure(&line, 3);
+        assert!(said.contains("preparing text.txt takes") && said.contains("at least"), "{said}");
+    }
+    assert!(!place.path("run").exists() && !place.path("text.tokens").exists());
+    let data = place.report(&format!("data text.txt {flags} --memory 400MB --out text.tokens"));
+    assert!(number(&data, "prepare_peak_bytes") <= 400_000_000);
+    let train = format!("train {flags} {machine} --data text.tokens -o run --iters 2");
+    let report = place.report(&train);
+    assert!(number(&report, "peak_memory_bytes") <= budget);
+    assert!(report["prepare_planned_bytes"].is_null() && report["prepare_peak_bytes"].is_null());
+    // The model's own tokenizer fits.
+    let own = "-m MODEL --max-seq-length 16 --iters 1";
+    let report = place.report(&format!("train {own} {machine} --data text.txt -o own"));
+    let (told, took) =
+        (number(&report, "prepare_planned_bytes"), number(&report, "prepare_peak_bytes"));
+    assert!(took <= told && told <= budget, "told {told}, took {took} of {budget}");
+}
+
 #[test]
 fn too_little_data() {
     let place = Place::new();

@@ -37,6 +37,10 @@ fn check(report: &Value) -> u64 {
     println!("planned {planned}, measured {measured}");
     assert!(measured <= planned, "measured {measured} above the plan {planned}");
     assert!(planned as f64 <= 1.05 * measured as f64, "planned {planned}, measured {measured}");
+    let (told, took) = (number("prepare_planned_bytes"), number("prepare_peak_bytes"));
+    println!("preparing: told {told}, took {took}");
+    assert!(took <= told, "preparing took {took} of {told}");
+    assert!(told as f64 <= 1.15 * took as f64, "preparing took {took} of {told}");
     planned
 }
 

@@ -8,6 +8,7 @@ use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nf
 
 use crate::bpe::{BpeModel, Merges, Word};
 use crate::error::{Result, TextError};
+use crate::gguf::PackedStrings;
 use crate::pretokenize::{PreTokenizer, WordScanner};
 use crate::vocab::{NONE, PairTable, TokenIndex, TokenStrings};
 
@@ -32,7 +33,7 @@ impl ByteLevel {
     /// No merges, a merge that isn't two tokens, or one whose parts or result the vocabulary lacks.
     pub(crate) fn new(
         strings: TokenStrings,
-        merges: Vec<String>,
+        merges: PackedStrings<'_>,
         pre: PreTokenizer,
     ) -> Result<Self> {
         let index = TokenIndex::build(&strings);
@@ -45,11 +46,13 @@ impl ByteLevel {
         if merges.is_empty() {
             return Err(TextError::BadVocabulary("the list of merges is missing or empty".into()));
         }
-        let merges = merges
-            .into_iter()
-            .map(|merge| resolve_merge(&index, &strings, &merge))
-            .collect::<Result<Vec<_>>>()?;
-        let pairs = PairTable::build(merges);
+        let mut list = Vec::with_capacity(merges.len());
+        for merge in merges.iter() {
+            list.push(resolve_merge(&index, &strings, merge)?);
+        }
+        // Its place is taken by the merges' table.
+        drop(index);
+        let pairs = PairTable::build(list);
         Ok(Self { strings, byte_ids, pairs, scanner: WordScanner::new(pre) })
     }
 

@@ -50,6 +50,21 @@ pub enum TextError {
         /// What a right line looks like.
         expected: &'static str,
     },
+    /// A line of a `.jsonl` file, or a stretch of a `.txt` file without a place where it may be cut,
+    /// is longer than [`PrepareOptions::longest_piece_bytes`](crate::PrepareOptions) allows.
+    #[error(
+        "{path}: {place} goes on for more than the {bytes} bytes that the memory budget has room \
+         for; give a larger budget, or cut the text into shorter samples",
+        path = path.display()
+    )]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// The line, or the byte where the stretch begins.
+        place: String,
+        /// The most bytes that are allowed.
+        bytes: usize,
+    },
     /// A token file is damaged, or not a token file.
     #[error("{path}: not a usable token file: {what}", path = path.display())]
     BadTokenFile {

@@ -1,6 +1,8 @@
 //! `tokenizer.json`, by way of the `tokenizers` crate. Only single texts are encoded: batches
 //! would start a thread pool.
 
+use std::io::{self, Read};
+
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer as HfTokenizer;
 
@@ -25,9 +27,22 @@ impl JsonTokenizer {
             }
             None => return Err(TextError::TokenizerJson("the vocabulary is empty".into())),
         };
-        let digest: [u8; 32] = Sha256::digest(bytes).into();
-        let fingerprint = *digest.first_chunk().expect("32 bytes hold 16");
+        let fingerprint = Self::fingerprint(bytes).expect("a slice is read without errors");
         Ok((Self { inner }, vocab_size, fingerprint))
+    }
+
+    /// The first 16 bytes of the SHA-256 of what `file` gives.
+    pub(crate) fn fingerprint(mut file: impl Read) -> io::Result<[u8; 16]> {
+        let mut hash = Sha256::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                read => hash.update(&buffer[..read]),
+            }
+        }
+        let digest: [u8; 32] = hash.finalize().into();
+        Ok(*digest.first_chunk().expect("32 bytes hold 16"))
     }
 
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::dataset::Sequence;
 use crate::error::Result;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Encoding, Tokenizer};
 
 /// What a line may be, for error messages.
 pub(crate) const EXPECTED: &str =
@@ -26,7 +26,7 @@ pub(crate) enum LineError {
     Tokenizer(crate::TextError),
 }
 
-/// The sample on `line`: its tokens, ended by EOS where the tokenizer has one, and its loss targets.
+/// Puts the sample on `line` in place of `sample`: its tokens, ended by EOS where the tokenizer has one, and its loss targets.
 ///
 /// Prompt and completion are tokenised apart and put together, so that no token spans the border
 /// between what is masked and what is not.
@@ -34,7 +34,9 @@ pub(crate) fn sample(
     line: &str,
     tokenizer: &Tokenizer,
     mask_prompt: bool,
-) -> std::result::Result<Sequence, LineError> {
+    encoding: &mut Encoding,
+    sample: &mut Sequence,
+) -> std::result::Result<(), LineError> {
     if line.trim().is_empty() {
         return Err(LineError::Form("the line is empty".into()));
     }
@@ -44,19 +46,22 @@ pub(crate) fn sample(
     }
     let line: Line =
         serde_json::from_str(line).map_err(|error| LineError::Form(error.to_string()))?;
-    let encode = |text: &str| tokenizer.encode(text).map_err(LineError::Tokenizer);
-    let mut sample = Sequence::default();
+    sample.ids.clear();
+    sample.targets.clear();
+    let mut push = |text: &str, target: bool| {
+        tokenizer.encode_into(text, encoding).map_err(LineError::Tokenizer)?;
+        encoding.ids.iter().for_each(|&id| sample.push(id, target));
+        Ok(encoding.ids.len())
+    };
     match (line.text, line.prompt, line.completion) {
         (Some(text), None, None) => {
-            encode(&text)?.into_iter().for_each(|id| sample.push(id, true));
+            push(&text, true)?;
         }
         (None, Some(prompt), Some(completion)) => {
-            encode(&prompt)?.into_iter().for_each(|id| sample.push(id, !mask_prompt));
-            let completion = encode(&completion)?;
-            if completion.is_empty() {
+            push(&prompt, !mask_prompt)?;
+            if push(&completion, true)? == 0 {
                 return Err(LineError::Form("the completion is empty".into()));
             }
-            completion.into_iter().for_each(|id| sample.push(id, true));
         }
         _ => return Err(LineError::Form("the keys do not make one sample".into())),
     }
@@ -69,7 +74,7 @@ pub(crate) fn sample(
     if !sample.targets.iter().skip(1).any(|&target| target) {
         return Err(LineError::Form("no token is left for the loss".into()));
     }
-    Ok(sample)
+    Ok(())
 }
 
 impl LineError {

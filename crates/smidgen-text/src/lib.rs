@@ -33,8 +33,10 @@ pub use data_files::DataFiles;
 pub use dataset::{Dataset, Sequence, Summary, WindowSpec};
 pub use decode::StreamDecoder;
 pub use error::{Result, TextError};
-pub use gguf::GgufTokenizer;
+pub use gguf::{GgufTokenizer, PackedStrings, PackedStringsIter};
 pub use order::Order;
-pub use prepare::{MAX_PIECE_BYTES, PrepareOptions, Progress, prepare};
+pub use prepare::{
+    MAX_PIECE_BYTES, PREPARE_BYTES, PrepareOptions, Progress, SHORT_PIECE_BYTES, prepare,
+};
 pub use token_file::{Fingerprint, TokenFile, TokenFileHeader, TokenFileKind, TokenFileWriter};
 pub use tokenizer::Tokenizer;

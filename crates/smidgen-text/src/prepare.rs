@@ -8,27 +8,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
+use crate::dataset::Sequence;
 use crate::error::{Result, TextError};
 use crate::jsonl;
 use crate::token_file::{TokenFileHeader, TokenFileKind, TokenFileWriter};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Encoding, Tokenizer};
 
 /// The longest line of a `.jsonl` file, and the longest stretch of a `.txt` file without a place
 /// where it may be cut.
 pub const MAX_PIECE_BYTES: usize = 16 << 20;
+
+/// Bytes that [`prepare`] takes beside the tokenizer while no line and no uncuttable stretch is
+/// longer than [`SHORT_PIECE_BYTES`] or mostly one word: buffers of text, ids and files.
+pub const PREPARE_BYTES: u64 = 160 << 10;
+
+/// Bytes of a line or uncuttable stretch that there is always memory for.
+pub const SHORT_PIECE_BYTES: usize = 8 << 10;
 
 /// How a text is made into tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrepareOptions {
     /// Leaves prompts out of the loss. On by default.
     pub mask_prompt: bool,
-    /// Bytes of a `.txt` file tokenised at a time; 1 MiB by default. The ids do not depend on it.
+    /// Bytes of a `.txt` file tokenised at a time; 8 KiB by default. The ids do not depend on it.
     pub piece_bytes: usize,
+    /// The longest line of a `.jsonl` file and the longest uncuttable stretch of a `.txt` file that
+    /// there is memory for, at [`Tokenizer::piece_memory`] bytes a byte; [`MAX_PIECE_BYTES`] at most and by
+    /// default.
+    pub longest_piece_bytes: usize,
 }
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        Self { mask_prompt: true, piece_bytes: 1 << 20 }
+        Self { mask_prompt: true, piece_bytes: 8 << 10, longest_piece_bytes: MAX_PIECE_BYTES }
     }
 }
 
@@ -57,8 +69,8 @@ pub struct Progress {
 ///
 /// # Errors
 /// The input is no regular file, a file can't be read or written, a line is broken or has no target (named by its number), the
-/// text is no UTF-8, a line or an uncuttable stretch is longer than [`MAX_PIECE_BYTES`], the input
-/// is empty, or the caller cancelled.
+/// text is no UTF-8, a line or an uncuttable stretch is longer than the options or
+/// [`MAX_PIECE_BYTES`] allow, the input is empty, or the caller cancelled.
 pub fn prepare(
     input: &Path,
     tokenizer: &Tokenizer,
@@ -121,7 +133,8 @@ impl Job<'_> {
     /// One long text, cut only where the ids can't depend on the cut.
     fn text(&mut self) -> Result<()> {
         let piece_bytes = self.options.piece_bytes.clamp(1, MAX_PIECE_BYTES) as u64;
-        let mut buffer = Vec::new();
+        let longest = self.options.longest_piece_bytes.min(MAX_PIECE_BYTES);
+        let (mut buffer, mut encoding) = (Vec::new(), Encoding::default());
         let mut done = 0;
         loop {
             self.step.at(done, self.writer.header())?;
@@ -136,12 +149,13 @@ impl Job<'_> {
             };
             let cut = if read == 0 { Some(text.len()) } else { self.tokenizer.last_cut(text) };
             let Some(cut) = cut else {
-                if buffer.len() > MAX_PIECE_BYTES {
+                if buffer.len() > longest.max(piece_bytes as usize) {
                     return Err(self.uncuttable(done));
                 }
                 continue;
             };
-            self.writer.push_text(&self.tokenizer.encode(&text[..cut])?)?;
+            self.tokenizer.encode_into(&text[..cut], &mut encoding)?;
+            self.writer.push_text(&encoding.ids)?;
             buffer.drain(..cut);
             done += cut as u64;
             if read == 0 {
@@ -152,8 +166,10 @@ impl Job<'_> {
 
     /// A sample a line.
     fn samples(&mut self) -> Result<()> {
+        let longest = self.options.longest_piece_bytes.min(MAX_PIECE_BYTES);
         let mut lines = BufReader::new(&mut self.reader);
         let mut buffer = Vec::new();
+        let (mut encoding, mut sample) = (Encoding::default(), Sequence::default());
         let mut done = 0;
         let mut reported = 0;
         for number in 1.. {
@@ -162,17 +178,21 @@ impl Job<'_> {
                 reported = done + (64 << 10);
             }
             buffer.clear();
-            let mut line = (&mut lines).take(MAX_PIECE_BYTES as u64 + 1);
+            let mut line = (&mut lines).take(longest as u64 + 1);
             let read = line.read_until(b'\n', &mut buffer).map_err(TextError::io(self.input))?;
             if read == 0 {
                 break;
             }
-            let sample = match whole_line(&buffer, number) {
-                Ok(line) => jsonl::sample(line, self.tokenizer, self.options.mask_prompt),
+            if buffer.len() > longest && longest < MAX_PIECE_BYTES {
+                return Err(self.no_room(format!("line {number}"), longest));
+            }
+            let (tokenizer, mask_prompt) = (self.tokenizer, self.options.mask_prompt);
+            let made = match whole_line(&buffer, number) {
+                Ok(line) => jsonl::sample(line, tokenizer, mask_prompt, &mut encoding, &mut sample),
                 Err(what) => Err(jsonl::LineError::Form(what)),
             };
-            match sample {
-                Ok(sample) => self.writer.push_sample(&sample)?,
+            match made {
+                Ok(()) => self.writer.push_sample(&sample)?,
                 Err(error) => return error.at(self.input, number),
             }
             done += read as u64;
@@ -184,7 +204,15 @@ impl Job<'_> {
         TextError::data(self.input, format!("byte {at} is not part of UTF-8 text"))
     }
 
+    fn no_room(&self, place: String, bytes: usize) -> TextError {
+        TextError::NoRoom { path: self.input.to_owned(), place, bytes }
+    }
+
     fn uncuttable(&self, at: u64) -> TextError {
+        let longest = self.options.longest_piece_bytes;
+        if longest < MAX_PIECE_BYTES {
+            return self.no_room(format!("the text from byte {at} on, uncuttable,"), longest);
+        }
         TextError::data(
             self.input,
             format!(

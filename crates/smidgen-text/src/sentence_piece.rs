@@ -7,7 +7,7 @@
 
 use crate::bpe::{BpeModel, Merges, Word};
 use crate::error::{Result, TextError};
-use crate::gguf::TokenType;
+use crate::gguf::{TokenType, TokenTypes};
 use crate::vocab::{NONE, TokenIndex, TokenStrings};
 
 /// What a space is spelled as.
@@ -35,14 +35,15 @@ impl Merges for SentencePiece {
 }
 
 impl SentencePiece {
-    /// `scores`, `types` are by id and as long as `strings`; `glue` is sorted.
+    /// `scores` (f32 as they lie in the file) and `types` are by id and as long as `strings`; `glue`
+    /// is sorted.
     ///
     /// # Errors
     /// A score that is not a number, or a missing byte token.
     pub(crate) fn new(
         strings: TokenStrings,
-        scores: &[f32],
-        types: &[TokenType],
+        scores: &[[u8; 4]],
+        types: TokenTypes<'_>,
         glue: Vec<char>,
     ) -> Result<Self> {
         let order = merge_order(scores, types)?;
@@ -57,6 +58,12 @@ impl SentencePiece {
         let mut byte_of: Vec<(u32, u8)> = byte_ids.iter().copied().zip(0..=255).collect();
         byte_of.sort_unstable();
         Ok(Self { strings, index, order, byte_ids, byte_of, glue })
+    }
+
+    /// Bytes that `count` tokens take at most while this is built, their spellings left out.
+    pub(crate) fn memory(count: usize) -> u64 {
+        let order = 4 * count as u64;
+        order + order.max(TokenIndex::memory(count)) + 4096
     }
 
     fn push_char(&self, c: char, word: &mut Word) {
@@ -104,16 +111,19 @@ impl BpeModel for SentencePiece {
 
 /// The place of each token in the order of merging: user-defined tokens first, as their score is
 /// the highest there is (GGUF files hold a placeholder for it), then by falling score, then by id.
-fn merge_order(scores: &[f32], types: &[TokenType]) -> Result<Vec<u32>> {
-    if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+fn merge_order(scores: &[[u8; 4]], types: TokenTypes<'_>) -> Result<Vec<u32>> {
+    let score = |id: u32| f32::from_le_bytes(scores[id as usize]);
+    let ids = 0..scores.len() as u32;
+    if let Some(id) = ids.clone().find(|&id| score(id).is_nan()) {
         return Err(TextError::BadVocabulary(format!("the score of token {id} is not a number")));
     }
-    let key = |id: u32| (types[id as usize] != TokenType::UserDefined, -scores[id as usize]);
-    let mut by_rank: Vec<u32> = (0..scores.len() as u32).collect();
-    by_rank.sort_by(|&a, &b| key(a).partial_cmp(&key(b)).expect("no score is NaN"));
+    let key = |id: u32| (types.of(id) != TokenType::UserDefined, -score(id), id);
+    let mut by_rank: Vec<u32> = ids.collect();
+    // The id is part of the key: a sort that keeps equal ones in order would need room for a copy.
+    by_rank.sort_unstable_by(|&a, &b| key(a).partial_cmp(&key(b)).expect("no score is NaN"));
     let mut order = vec![0; scores.len()];
-    for (rank, &id) in by_rank.iter().enumerate() {
-        order[id as usize] = rank as u32;
+    for (rank, &id) in (0..).zip(&by_rank) {
+        order[id as usize] = rank;
     }
     Ok(order)
 }
@@ -124,10 +134,10 @@ mod tests {
 
     #[test]
     fn order_of_merging() {
-        use TokenType::{Normal, UserDefined};
-        let types = [Normal, Normal, UserDefined, Normal, UserDefined, Normal];
-        let scores = [-3.0, -1.0, -1000.0, 0.0, -1000.0, -0.0];
-        assert_eq!(merge_order(&scores, &types).unwrap(), [5, 4, 0, 2, 1, 3]);
-        assert!(merge_order(&[f32::NAN], &[Normal]).is_err());
+        let types = [1, 1, 4, 1, 4, 1].map(i32::to_le_bytes);
+        let types = TokenTypes::parse(&types).unwrap();
+        let scores = [-3.0, -1.0, -1000.0, 0.0, -1000.0, -0.0].map(f32::to_le_bytes);
+        assert_eq!(merge_order(&scores, types).unwrap(), [5, 4, 0, 2, 1, 3]);
+        assert!(merge_order(&[f32::NAN.to_le_bytes(); 6], types).is_err());
     }
 }

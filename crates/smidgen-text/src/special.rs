@@ -18,6 +18,15 @@ pub(crate) struct AddedTokens {
     ids: Vec<u32>,
 }
 
+/// Bytes that a node of the tokens' trie takes in the automaton and in what it is built from.
+const NODE_BYTES: u64 = 64;
+
+/// Bytes of a token's id and of the reference to its spelling.
+const TOKEN_BYTES: u64 = 20;
+
+/// Bytes of an automaton whatever its tokens.
+const AUTOMATON_BYTES: u64 = 16 * 1024;
+
 impl AddedTokens {
     /// `tokens` are id and spelling, ids ascending, spellings not empty.
     pub(crate) fn build<'s>(tokens: impl Iterator<Item = (u32, &'s str)>) -> Result<Self> {
@@ -29,6 +38,17 @@ impl AddedTokens {
             .build(spellings)
             .map_err(|error| TextError::BadVocabulary(format!("special tokens: {error}")))?;
         Ok(Self { automaton, ids })
+    }
+
+    /// The most bytes that the automaton of some tokens takes while it is built; fewest where
+    /// tokens that begin alike follow each other.
+    pub(crate) fn memory<'s>(tokens: impl Iterator<Item = &'s str>) -> u64 {
+        let (mut count, mut nodes, mut before) = (0, 0, "");
+        for token in tokens {
+            let shared = token.bytes().zip(before.bytes()).take_while(|(a, b)| a == b).count();
+            (count, nodes, before) = (count + 1, nodes + token.len() - shared, token);
+        }
+        AUTOMATON_BYTES + NODE_BYTES * nodes as u64 + TOKEN_BYTES * count as u64
     }
 
     pub(crate) fn contains(&self, id: u32) -> bool {

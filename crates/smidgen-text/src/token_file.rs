@@ -23,6 +23,7 @@
 //! offsets of 8 bytes: sample i is the tokens from offset i up to offset i + 1; the first is 0, they
 //! rise strictly, and the last is N.
 
+mod offsets;
 mod reader;
 mod writer;
 

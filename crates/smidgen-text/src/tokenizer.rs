@@ -1,6 +1,6 @@
 //! The one tokenizer type the rest of the program sees.
 
-use std::fmt;
+use std::{fmt, io};
 
 use crate::bpe::{BpeModel, Word};
 use crate::cut::CutRule;
@@ -29,14 +29,22 @@ pub(crate) enum Engine {
     Json(Box<JsonTokenizer>),
 }
 
+/// The ids of a text, and room for what is worked on: kept from text to text, so that its memory is
+/// reused.
+#[derive(Default)]
+pub(crate) struct Encoding {
+    pub(crate) ids: Vec<u32>,
+    word: Word,
+}
+
 impl Tokenizer {
     /// A tokenizer from a GGUF file's metadata: byte-level BPE with `pre` `qwen2` or `smollm`, or
-    /// SentencePiece BPE without a space prefix (Gemma 3). It takes 6 to 10 MB for 150,000 to
-    /// 260,000 tokens.
+    /// SentencePiece BPE without a space prefix (Gemma 3). It takes 4 to 6 MB for 150,000 to
+    /// 260,000 tokens; [`GgufTokenizer::memory`] tells beforehand what building it takes.
     ///
     /// # Errors
     /// A kind that is not known, or tables that contradict themselves.
-    pub fn from_gguf(file: GgufTokenizer) -> Result<Self> {
+    pub fn from_gguf(file: &GgufTokenizer<'_>) -> Result<Self> {
         file.build()
     }
 
@@ -51,6 +59,24 @@ impl Tokenizer {
         let (json, vocab_size, fingerprint) = JsonTokenizer::parse(bytes)?;
         let engine = Engine::Json(Box::new(json));
         Ok(Self { engine, vocab_size, bos: None, eos: None, adds_bos: false, fingerprint })
+    }
+
+    /// The fingerprint of the tokenizer that [`Tokenizer::from_json`] makes of these bytes.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn json_fingerprint(bytes: impl io::Read) -> io::Result<Fingerprint> {
+        JsonTokenizer::fingerprint(bytes).map(Fingerprint)
+    }
+
+    /// The most bytes that [`prepare`](crate::prepare) takes for a byte of the line or uncuttable
+    /// stretch that it is at. The most is for a text that is one long word; English takes 8 with a
+    /// tokenizer from a GGUF file.
+    pub fn piece_memory(&self) -> u64 {
+        match &self.engine {
+            Engine::Bpe { .. } => 96,
+            Engine::Json(_) => 160,
+        }
     }
 
     /// The same tokenizer with other ids of BOS and EOS.
@@ -72,17 +98,23 @@ impl Tokenizer {
     /// # Errors
     /// Only a tokenizer from a `tokenizer.json` can fail on a text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut encoding = Encoding::default();
+        self.encode_into(text, &mut encoding)?;
+        Ok(encoding.ids)
+    }
+
+    /// Puts the ids of `text` in place of those in `encoding`.
+    pub(crate) fn encode_into(&self, text: &str, encoding: &mut Encoding) -> Result<()> {
+        let Encoding { word, ids } = encoding;
+        ids.clear();
         match &self.engine {
-            Engine::Bpe { model, added, .. } => {
-                let (mut word, mut ids) = (Word::default(), Vec::new());
-                added.split(text, |piece| match piece {
-                    Piece::Text(text) => model.encode(text, &mut word, &mut ids),
-                    Piece::Token(id) => ids.push(id),
-                });
-                Ok(ids)
-            }
-            Engine::Json(json) => json.encode(text),
+            Engine::Bpe { model, added, .. } => added.split(text, |piece| match piece {
+                Piece::Text(text) => model.encode(text, word, ids),
+                Piece::Token(id) => ids.push(id),
+            }),
+            Engine::Json(json) => ids.extend_from_slice(&json.encode(text)?),
         }
+        Ok(())
     }
 
     /// The text of `ids`, special tokens included. Bytes that are no UTF-8 and ids outside the

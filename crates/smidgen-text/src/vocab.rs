@@ -1,6 +1,6 @@
 //! A vocabulary as two flat arrays, and the tables that find things in it.
 //!
-//! 262,144 tokens take about 2 MB of bytes, 1 MB of ends and 2 MB of slots: a map from `String`
+//! 262,144 tokens take about 2 MB of bytes, 1 MB of ends and 1.4 MB of slots: a map from `String`
 //! to id takes twenty times that.
 
 use crate::error::{Result, TextError};
@@ -15,24 +15,31 @@ pub(crate) struct TokenStrings {
 }
 
 impl TokenStrings {
-    /// Packs `tokens`, freeing each as it goes.
+    /// Packs `tokens`; they are walked twice, so that nothing is allocated but what is needed.
     ///
     /// # Errors
     /// More than 2^31 - 1 tokens (an id must leave bit 31 free) or 4 GiB of spellings.
-    pub(crate) fn pack(tokens: Vec<String>) -> Result<Self> {
+    pub(crate) fn pack<S: AsRef<str>>(
+        tokens: impl ExactSizeIterator<Item = S> + Clone,
+    ) -> Result<Self> {
         let too_large = || TextError::BadVocabulary("the vocabulary is larger than 4 GiB".into());
         if tokens.len() > i32::MAX as usize {
             return Err(too_large());
         }
-        let total: usize = tokens.iter().map(String::len).sum();
+        let total: usize = tokens.clone().map(|token| token.as_ref().len()).sum();
         u32::try_from(total).map_err(|_| too_large())?;
         let mut packed =
             Self { bytes: Vec::with_capacity(total), ends: Vec::with_capacity(tokens.len()) };
         for token in tokens {
-            packed.bytes.extend_from_slice(token.as_bytes());
+            packed.bytes.extend_from_slice(token.as_ref().as_bytes());
             packed.ends.push(packed.bytes.len() as u32);
         }
         Ok(packed)
+    }
+
+    /// Bytes that `count` tokens with `bytes` of spelling take.
+    pub(crate) fn memory(count: usize, bytes: usize) -> u64 {
+        bytes as u64 + 4 * count as u64
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -41,33 +48,101 @@ impl TokenStrings {
 
     /// The spelling of `id`, which must be below [`len`](Self::len).
     pub(crate) fn get(&self, id: u32) -> &str {
-        let id = id as usize;
-        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
-        let bytes = &self.bytes[start..self.ends[id] as usize];
-        std::str::from_utf8(bytes).expect("spellings are packed from strings")
+        std::str::from_utf8(self.bytes_of(id)).expect("spellings are packed from strings")
     }
 
     /// The first id spelled `token`, by a walk through all of them.
     pub(crate) fn position(&self, token: &str) -> Option<u32> {
         (0..self.len() as u32).find(|&id| self.get(id) == token)
     }
+
+    fn bytes_of(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.bytes[start..self.ends[id] as usize]
+    }
 }
 
-/// Finds a token's id by its spelling: open addressing, at most half full.
-pub(crate) struct TokenIndex {
+/// Finds values, which are places in some array, by their keys, which stand in that array: open
+/// addressing, at most three quarters full. The bits of a slot that no value needs hold bits of its
+/// key's hash, so that few keys are looked at that are not the one.
+struct Slots {
     slots: Vec<u32>,
+    value_bits: u32,
+}
+
+impl Slots {
+    /// Room for the values below `count`, which is below 2^31.
+    fn new(count: usize) -> Self {
+        // No value has all of these bits set, so no slot that is taken looks like a free one.
+        let value_bits = usize::BITS - count.leading_zeros();
+        Self { slots: vec![NONE; Self::len(count)], value_bits }
+    }
+
+    fn len(count: usize) -> usize {
+        count + count / 3 + 1
+    }
+
+    /// Bytes that the table takes.
+    fn memory(count: usize) -> u64 {
+        4 * Self::len(count) as u64
+    }
+
+    /// The value whose key has this hash and is the one looked for.
+    fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        let slot = self.slots[self.place(hash, is_it)];
+        (slot != NONE).then_some(slot & self.value_mask())
+    }
+
+    /// Puts `value` in place of the one with the same key, if there is one.
+    fn put(&mut self, hash: u64, value: u32, is_same: impl Fn(u32) -> bool) {
+        let place = self.place(hash, is_same);
+        self.slots[place] = self.tag(hash) | value;
+    }
+
+    fn value_mask(&self) -> u32 {
+        (1 << self.value_bits) - 1
+    }
+
+    /// The low bits of the hash, above the value's: the place comes from the high ones.
+    fn tag(&self, hash: u64) -> u32 {
+        (hash as u32) << self.value_bits
+    }
+
+    /// Where the key is, or where it would go.
+    fn place(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> usize {
+        let (tag, mask) = (self.tag(hash), self.value_mask());
+        let mut place = (((hash >> 32) * self.slots.len() as u64) >> 32) as usize;
+        loop {
+            let slot = self.slots[place];
+            if slot == NONE || (slot & !mask == tag && is_it(slot & mask)) {
+                return place;
+            }
+            place = if place + 1 == self.slots.len() { 0 } else { place + 1 };
+        }
+    }
+}
+
+/// Finds a token's id by its spelling.
+pub(crate) struct TokenIndex {
+    slots: Slots,
 }
 
 impl TokenIndex {
     /// Indexes `strings`; of two tokens with one spelling the later wins, as in a map filled in
     /// the order of ids.
     pub(crate) fn build(strings: &TokenStrings) -> Self {
-        let mut index = Self { slots: vec![NONE; (strings.len() * 2).next_power_of_two().max(2)] };
+        let mut slots = Slots::new(strings.len());
         for id in 0..strings.len() as u32 {
-            let slot = index.slot(strings, strings.get(id).as_bytes(), &[]);
-            index.slots[slot] = id;
+            let token = strings.bytes_of(id);
+            slots.put(hash(token, &[]), id, |other| strings.bytes_of(other) == token);
         }
-        index
+        Self { slots }
+    }
+
+    /// Bytes that the index of `count` tokens takes.
+    pub(crate) fn memory(count: usize) -> u64 {
+        Slots::memory(count)
     }
 
     pub(crate) fn find(&self, strings: &TokenStrings, token: &str) -> Option<u32> {
@@ -81,34 +156,19 @@ impl TokenIndex {
         left: &str,
         right: &str,
     ) -> Option<u32> {
-        let id = self.slots[self.slot(strings, left.as_bytes(), right.as_bytes())];
-        (id != NONE).then_some(id)
-    }
-
-    /// The slot of `left` + `right`: where it is, or where it would go.
-    fn slot(&self, strings: &TokenStrings, left: &[u8], right: &[u8]) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = spread(fnv1a(left.iter().chain(right).copied())) as usize & mask;
-        loop {
-            let id = self.slots[slot];
-            if id == NONE {
-                return slot;
-            }
-            let found = strings.get(id).as_bytes();
-            if found.len() == left.len() + right.len()
+        let (left, right) = (left.as_bytes(), right.as_bytes());
+        self.slots.find(hash(left, right), |id| {
+            let found = strings.bytes_of(id);
+            found.len() == left.len() + right.len()
                 && found.starts_with(left)
                 && found.ends_with(right)
-            {
-                return slot;
-            }
-            slot = (slot + 1) & mask;
-        }
+        })
     }
 }
 
 /// Finds the rank of a merge by its two ids; the rank is the merge's place in the list.
 pub(crate) struct PairTable {
-    slots: Vec<u32>,
+    slots: Slots,
     /// Left id, right id and the id they become, in rank order.
     merges: Vec<[u32; 3]>,
 }
@@ -116,33 +176,34 @@ pub(crate) struct PairTable {
 impl PairTable {
     /// Indexes `merges`; of two merges of the same pair the later wins.
     pub(crate) fn build(merges: Vec<[u32; 3]>) -> Self {
-        let slots = vec![NONE; (merges.len() * 2).next_power_of_two().max(2)];
-        let mut table = Self { slots, merges };
-        for rank in 0..table.merges.len() {
-            let [left, right, _] = table.merges[rank];
-            let slot = table.slot(left, right);
-            table.slots[slot] = rank as u32;
+        let mut slots = Slots::new(merges.len());
+        for (rank, &[left, right, _]) in (0..).zip(&merges) {
+            let is_same = |other: u32| merges[other as usize][..2] == [left, right];
+            slots.put(pair_hash(left, right), rank, is_same);
         }
-        table
+        Self { slots, merges }
+    }
+
+    /// Bytes that a list of `count` merges takes, and its table beside it.
+    pub(crate) fn memory(count: usize) -> [u64; 2] {
+        [12 * count as u64, Slots::memory(count)]
     }
 
     /// Rank and resulting id of the merge of `left` and `right`.
     pub(crate) fn find(&self, left: u32, right: u32) -> Option<(u32, u32)> {
-        let rank = self.slots[self.slot(left, right)];
-        (rank != NONE).then(|| (rank, self.merges[rank as usize][2]))
+        let is_it = |rank: u32| self.merges[rank as usize][..2] == [left, right];
+        let rank = self.slots.find(pair_hash(left, right), is_it)?;
+        Some((rank, self.merges[rank as usize][2]))
     }
+}
 
-    fn slot(&self, left: u32, right: u32) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = spread(u64::from(left) << 32 | u64::from(right)) as usize & mask;
-        loop {
-            let rank = self.slots[slot];
-            if rank == NONE || self.merges[rank as usize][..2] == [left, right] {
-                return slot;
-            }
-            slot = (slot + 1) & mask;
-        }
-    }
+fn pair_hash(left: u32, right: u32) -> u64 {
+    spread(u64::from(left) << 32 | u64::from(right))
+}
+
+/// The hash of `left` followed by `right`.
+fn hash(left: &[u8], right: &[u8]) -> u64 {
+    spread(fnv1a(left.iter().chain(right).copied()))
 }
 
 /// FNV-1a, 64 bits: a fixed function, so the tables are the same on every run.
@@ -164,7 +225,7 @@ mod tests {
     use super::*;
 
     fn strings(tokens: &[&str]) -> TokenStrings {
-        TokenStrings::pack(tokens.iter().map(|t| t.to_string()).collect()).unwrap()
+        TokenStrings::pack(tokens.iter()).unwrap()
     }
 
     #[test]
@@ -178,6 +239,19 @@ mod tests {
         assert_eq!(index.find_joined(&strings, "a", "bc"), Some(3));
         assert_eq!(index.find(&strings, "zz"), None);
         assert_eq!(strings.position("abc"), Some(3));
+    }
+
+    /// As many values as the bits of one hold, one less and one more, and none.
+    #[test]
+    fn full_tables() {
+        for count in [0, 1, 2, 3, 4, 255, 256, 257] {
+            let merges: Vec<_> = (0..count).map(|id| [id, id + 1, id + 2]).collect();
+            let table = PairTable::build(merges);
+            for id in 0..count {
+                assert_eq!(table.find(id, id + 1), Some((id, id + 2)));
+                assert_eq!(table.find(id + 1, id), None);
+            }
+        }
     }
 
     #[test]

@@ -7,12 +7,13 @@ mod texts;
 
 use std::collections::HashMap;
 
+use common::Metadata;
 use serde_json::{Value, json};
-use smidgen_text::{GgufTokenizer, Tokenizer};
+use smidgen_text::Tokenizer;
 use texts::Random;
 
 /// The `tokenizer.json` that describes the same tokenizer as `file`.
-fn tokenizer_json(file: &GgufTokenizer) -> Value {
+fn tokenizer_json(file: &Metadata) -> Value {
     let sentence_piece = file.model == "llama";
     let spelled = |id: usize| {
         let token = &file.tokens[id];
@@ -71,7 +72,7 @@ fn tokenizer_json(file: &GgufTokenizer) -> Value {
 
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-fn merges_by_rank(file: &GgufTokenizer) -> Vec<[String; 2]> {
+fn merges_by_rank(file: &Metadata) -> Vec<[String; 2]> {
     let pair = |merge: &String| {
         let (left, right) = merge.split_once(' ').unwrap();
         [left.to_owned(), right.to_owned()]
@@ -80,7 +81,7 @@ fn merges_by_rank(file: &GgufTokenizer) -> Vec<[String; 2]> {
 }
 
 /// Every way to make a token of two, user-defined tokens first, then by falling score.
-fn merges_by_score(file: &GgufTokenizer, tokens: &[String]) -> Vec<[String; 2]> {
+fn merges_by_score(file: &Metadata, tokens: &[String]) -> Vec<[String; 2]> {
     let ids: HashMap<&str, usize> = tokens.iter().map(String::as_str).zip(0..).collect();
     let mut order: Vec<usize> = (0..tokens.len()).collect();
     let key = |id: usize| (file.token_types[id] != 4, -file.scores[id]);
@@ -100,7 +101,7 @@ fn merges_by_score(file: &GgufTokenizer, tokens: &[String]) -> Vec<[String; 2]> 
 fn check(model: &str) {
     let file = common::metadata(model);
     let oracle = Tokenizer::from_json(tokenizer_json(&file).to_string().as_bytes()).unwrap();
-    let ours = Tokenizer::from_gguf(file).unwrap();
+    let ours = file.build().unwrap();
     assert_eq!(ours.vocab_size(), oracle.vocab_size());
     let mut random = Random(2026);
     for round in 0..3000 {

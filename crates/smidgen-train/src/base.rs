@@ -1,5 +1,6 @@
 //! An open model file.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use smidgen_graph::Architecture;
 use smidgen_models::Info;
 use smidgen_runtime::ModelWeights;
 use smidgen_runtime::memory::Meter;
-use smidgen_text::{GgufTokenizer, Tokenizer};
+use smidgen_text::{Fingerprint, GgufTokenizer, PREPARE_BYTES, PackedStrings, Tokenizer};
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
 use crate::error::{Error, Result};
@@ -87,16 +88,38 @@ impl Base {
         }
     }
 
+    /// The fingerprint of the model's tokenizer, which is not built for it.
+    ///
+    /// # Errors
+    /// Those of [`Base::tokenizer`] that show without building it.
+    pub fn tokenizer_fingerprint(&self) -> Result<Fingerprint> {
+        let fingerprint = match &self.tokenizer_json {
+            Some(path) => {
+                let read = File::open(path).and_then(Tokenizer::json_fingerprint);
+                read.map_err(Error::io("read", path))?
+            }
+            None => self.gguf_tokenizer()?.fingerprint(),
+        };
+        self.weights.gguf().release_header();
+        Ok(fingerprint)
+    }
+
+    /// The most bytes that [`prepare`](crate::prepare) takes above what the process has, from the
+    /// file's metadata alone. Long lines may take more where the budget has room for more.
+    ///
+    /// # Errors
+    /// Those of [`Base::tokenizer`] that show without building it.
+    pub fn prepare_bytes(&self) -> Result<u64> {
+        let tokenizer = match &self.tokenizer_json {
+            Some(path) => json_bytes(path)?.saturating_mul(JSON_MEMORY),
+            None => self.gguf_tokenizer()?.memory()?,
+        };
+        self.weights.gguf().release_header();
+        Ok(tokenizer.saturating_add(PREPARE_BYTES + SLACK))
+    }
+
     fn tokenizer_of(&self, path: &Path) -> Result<Tokenizer> {
-        /// No tokenizer.json comes near this.
-        const LARGEST: u64 = 256 << 20;
-        let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
-        if size > LARGEST {
-            let what =
-                format!("{}: {size} bytes are too many for a tokenizer.json", path.display());
-            return Err(Error::setting(what));
-        }
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = read_json(path)?;
         let gguf = self.weights.gguf();
         let id = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}")).optional();
         let tokenizer =
@@ -113,23 +136,29 @@ impl Base {
     }
 
     fn own_tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_gguf(&self.gguf_tokenizer()?)?;
+        self.weights.gguf().release_header();
+        // What building took and gave back.
+        smidgen_weights::release_free_heap();
+        Ok(tokenizer)
+    }
+
+    /// What the file says of its tokenizer, in the map.
+    fn gguf_tokenizer(&self) -> Result<GgufTokenizer<'_>> {
         let gguf = self.weights.gguf();
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let strings = |name: &str| -> Result<Vec<String>> {
-            let Some(strings) = gguf.strings(&key(name)).optional()? else { return Ok(vec![]) };
-            Ok(strings.map(|s| s.map(str::to_owned)).collect::<std::result::Result<_, _>>()?)
+        let strings = |name: &str| -> Result<PackedStrings<'_>> {
+            let strings = gguf.strings(&key(name)).optional()?;
+            Ok(PackedStrings::parse(strings.map_or(&[], |strings| strings.packed()))?)
         };
         let id = |name: &str| gguf.u32(&key(name)).optional();
         let flag = |name: &str| gguf.bool(&key(name)).optional();
-        let file = GgufTokenizer {
-            model: gguf.str(&key("model"))?.to_owned(),
-            pre: gguf.str(&key("pre")).optional()?.map(str::to_owned),
+        Ok(GgufTokenizer {
+            model: gguf.str(&key("model"))?,
+            pre: gguf.str(&key("pre")).optional()?,
             tokens: strings("tokens")?,
-            scores: gguf.f32s(&key("scores")).optional()?.map_or(vec![], Iterator::collect),
-            token_types: gguf
-                .i32s(&key("token_type"))
-                .optional()?
-                .map_or(vec![], Iterator::collect),
+            scores: gguf.f32_words(&key("scores")).optional()?.unwrap_or_default(),
+            token_types: gguf.i32_words(&key("token_type")).optional()?.unwrap_or_default(),
             merges: strings("merges")?,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
@@ -138,10 +167,7 @@ impl Base {
             add_space_prefix: flag("add_space_prefix")?,
             add_bos: flag("add_bos_token")?,
             add_eos: flag("add_eos_token")?,
-        };
-        let tokenizer = Tokenizer::from_gguf(file)?;
-        gguf.release_header();
-        Ok(tokenizer)
+        })
     }
 
     /// The record of this model that is kept beside an adapter.
@@ -154,4 +180,27 @@ impl Base {
             fingerprint: self.weights.gguf().fingerprint()?,
         })
     }
+}
+
+/// Bytes that a tokenizer.json and the tokenizer made of it take, for each byte of the file.
+const JSON_MEMORY: u64 = 30;
+
+/// Stacks, the allocator's own tables and what pages are not full of.
+const SLACK: u64 = 64 << 10;
+
+/// The size of a tokenizer.json.
+fn json_bytes(path: &Path) -> Result<u64> {
+    /// No tokenizer.json comes near this.
+    const LARGEST: u64 = 256 << 20;
+    let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if size > LARGEST {
+        let what = format!("{}: {size} bytes are too many for a tokenizer.json", path.display());
+        return Err(Error::setting(what));
+    }
+    Ok(size)
+}
+
+fn read_json(path: &Path) -> Result<Vec<u8>> {
+    json_bytes(path)?;
+    std::fs::read(path).map_err(Error::io("read", path))
 }

@@ -23,6 +23,9 @@ pub enum Error {
     /// The budget is too small.
     #[error(transparent)]
     OverBudget(#[from] smidgen_graph::OverBudget),
+    /// The budget is too small to prepare text.
+    #[error(transparent)]
+    PrepareOverBudget(#[from] crate::prepare::PrepareOverBudget),
     /// The process took more than the budget; what was trained can still be saved.
     #[error(transparent)]
     BudgetCrossed(#[from] smidgen_runtime::memory::BudgetCrossed),
@@ -66,7 +69,10 @@ impl Error {
     /// What kind of thing went wrong.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::OverBudget(_) | Self::BudgetCrossed(_) => Kind::Budget,
+            Self::OverBudget(_)
+            | Self::PrepareOverBudget(_)
+            | Self::BudgetCrossed(_)
+            | Self::Text(smidgen_text::TextError::NoRoom { .. }) => Kind::Budget,
             Self::Setting(_) => Kind::Usage,
             Self::Model(smidgen_models::Error::Cancelled)
             | Self::Runtime(smidgen_runtime::Error::Cancelled)

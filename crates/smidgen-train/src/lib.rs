@@ -29,7 +29,7 @@ pub use evaluate::{Evaluation, Evaluator};
 pub use generate::GenerateConfig;
 pub use optimizer::{Optimizer, OptimizerConfig, StateFormat};
 pub use planning::{curve_ahead, fits_ahead, measure_rates, plan_ahead};
-pub use prepare::{PrepareReport, prepare};
+pub use prepare::{PrepareOverBudget, PrepareReport, plan_prepare, prepare};
 pub use run::RunFolder;
 pub use schedule::{Schedule, Shape};
 pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig};

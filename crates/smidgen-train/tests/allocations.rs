@@ -74,7 +74,9 @@ fn watch(case: &Case, config: &TrainConfig, folder: &Path) -> (isize, usize) {
     let base = Base::open(&case.model).expect("a model");
     let tokens = folder.join("train.tokens");
     let options = PrepareOptions::default();
-    prepare(&base, &demo("train.jsonl"), &options, &tokens, &NEVER, &mut |_| {}).expect("tokens");
+    let whole = MemoryBudget::Unlimited;
+    prepare(&base, &demo("train.jsonl"), &options, whole, &tokens, &NEVER, &mut |_| {})
+        .expect("tokens");
     let window = WindowSpec { max_seq_length: case.max_seq_length, chunks: None, bos: false };
     let data = Dataset::open(TokenFile::open(&tokens).expect("tokens"), &window);
     let config = TrainConfig { length: Length::Iters(case.steps), ..config.clone() };

@@ -24,8 +24,16 @@ fn session(folder: &Path, counted: &Arc<AtomicU64>) -> (Session, Dataset) {
     let meter = Meter::new(move || Some(reading.load(Ordering::Relaxed)));
     let base = Base::open(demo("demo.gguf")).expect("the demo's model").with_meter(meter);
     let tokens = folder.join("train.tokens");
-    prepare(&base, &demo("train.jsonl"), &PrepareOptions::default(), &tokens, &NEVER, &mut |_| {})
-        .expect("tokens");
+    prepare(
+        &base,
+        &demo("train.jsonl"),
+        &PrepareOptions::default(),
+        MemoryBudget::Unlimited,
+        &tokens,
+        &NEVER,
+        &mut |_| {},
+    )
+    .expect("tokens");
     let window = WindowSpec { max_seq_length: 64, chunks: Some(8), bos: false };
     let data = || Dataset::open(TokenFile::open(&tokens).unwrap(), &window).expect("sequences");
     let config = TrainConfig {

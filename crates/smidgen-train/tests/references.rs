@@ -43,8 +43,16 @@ fn json(file: &str) -> Value {
 fn tokens(base: &Base, text: &str, scratch: &Path) -> PathBuf {
     let out = scratch.join("text.tokens");
     let never = AtomicBool::new(false);
-    prepare(base, &data(text), &PrepareOptions::default(), &out, &never, &mut |_| {})
-        .expect("a token file");
+    prepare(
+        base,
+        &data(text),
+        &PrepareOptions::default(),
+        MemoryBudget::Unlimited,
+        &out,
+        &never,
+        &mut |_| {},
+    )
+    .expect("a token file");
     out
 }
 

@@ -78,6 +78,10 @@ fn gives_values_of_every_type() {
         let tokens: Vec<_> = gguf.strings("tokens").unwrap().map(Result::unwrap).collect();
         assert_eq!(tokens, ["a", "", "zwölf"]);
         assert_eq!(gguf.strings("tokens").unwrap().len(), 3);
+        let packed = gguf.strings("tokens").unwrap().packed();
+        assert_eq!(packed.len(), tokens.iter().map(|token| 8 + token.len()).sum::<usize>());
+        assert_eq!(gguf.i32_words("token_type").unwrap(), [1i32, -1].map(i32::to_le_bytes));
+        assert_eq!(gguf.f32_words("scores").unwrap(), [0.5f32.to_le_bytes()]);
         assert_eq!(gguf.i32s("token_type").unwrap().collect::<Vec<_>>(), [1, -1]);
         assert_eq!(gguf.f32s("scores").unwrap().collect::<Vec<_>>(), [0.5]);
         assert_eq!(gguf.keys().count(), 9);

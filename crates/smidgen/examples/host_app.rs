@@ -33,14 +33,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let base = Base::open(model)?;
     let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
-    let options = DataOptions { window, mask_prompt: None };
+    let memory = MemoryBudget::Bytes(200_000_000);
+    let options = DataOptions { window, mask_prompt: None, memory };
     let tokens = scratch.path().join("train.tokens");
     let data = open_data(&base, &text, &options, &tokens, &cancel, &mut |_| {})?.dataset;
     let config = TrainConfig {
         length: Length::Epochs(1000),
         batch_size: 4,
         learning_rate: 3e-3,
-        memory: MemoryBudget::Bytes(200_000_000),
+        memory,
         ..TrainConfig::default()
     };
     let planned = Planned::new(base, data, 0, config)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use smidgen_train::{
-    Base, Dataset, Error, PrepareOptions, PrepareReport, Progress, Result, TokenFile,
+    Base, Dataset, Error, MemoryBudget, PrepareOptions, PrepareReport, Progress, Result, TokenFile,
     TokenFileHeader, TokenFileKind, WindowSpec, prepare,
 };
 
@@ -16,6 +16,8 @@ pub struct DataOptions {
     /// Whether prompts are left out of the loss. Without it they are, or what the token file was
     /// prepared with holds.
     pub mask_prompt: Option<bool>,
+    /// The memory that making a token file may take.
+    pub memory: MemoryBudget,
 }
 
 /// Data that is ready to be trained on.
@@ -33,7 +35,7 @@ pub struct OpenData {
 ///
 /// # Errors
 /// The data can't be read or makes no sequence, the token file was made with another tokenizer or
-/// another mask, or the caller cancelled.
+/// another mask, preparing does not fit the budget, or the caller cancelled.
 pub fn open_data(
     base: &Base,
     input: &Path,
@@ -42,15 +44,14 @@ pub fn open_data(
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<OpenData> {
-    let is_tokens = input.extension().is_some_and(|extension| extension == "tokens");
-    let (file, prepared) = if is_tokens {
+    let (file, prepared) = if is_token_file(input) {
         let file = TokenFile::open(input)?;
         check_token_file(base, input, file.header(), options.mask_prompt)?;
         (file, None)
     } else {
         let mut settings = PrepareOptions::default();
         settings.mask_prompt = options.mask_prompt.unwrap_or(settings.mask_prompt);
-        let report = prepare(base, input, &settings, out, cancel, progress)?;
+        let report = prepare(base, input, &settings, options.memory, out, cancel, progress)?;
         (TokenFile::open(out)?, Some(report))
     };
     let dataset = Dataset::open(file, &options.window).map_err(|error| match prepared {
@@ -59,6 +60,11 @@ pub fn open_data(
         None => error,
     })?;
     Ok(OpenData { dataset, prepared })
+}
+
+/// Whether `input` is taken as a token file, which is by its name.
+pub fn is_token_file(input: &Path) -> bool {
+    input.extension().is_some_and(|extension| extension == "tokens")
 }
 
 fn check_token_file(
@@ -70,7 +76,7 @@ fn check_token_file(
     let refuse = |what: &str| {
         Err(Error::Setting(format!("{}: {what}; prepare the text again", path.display())))
     };
-    if header.fingerprint != base.tokenizer()?.fingerprint() {
+    if header.fingerprint != base.tokenizer_fingerprint()? {
         return refuse("it was prepared with another tokenizer than this model's");
     }
     let samples = header.kind == TokenFileKind::Samples;

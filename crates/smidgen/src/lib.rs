@@ -28,7 +28,8 @@
 //!
 //! let base = Base::open(demo.join("demo.gguf"))?;
 //! let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
-//! let options = DataOptions { window, mask_prompt: Some(true) };
+//! let memory = MemoryBudget::Bytes(64_000_000);
+//! let options = DataOptions { window, mask_prompt: Some(true), memory };
 //! let tokens = folder.join("train.tokens");
 //! let data =
 //!     open_data(&base, &demo.join("train.jsonl"), &options, &tokens, &cancel, &mut |_| {})?;
@@ -37,7 +38,7 @@
 //! let config = TrainConfig {
 //!     length: Length::Iters(4),
 //!     learning_rate: 3e-3,
-//!     memory: MemoryBudget::Bytes(64_000_000),
+//!     memory,
 //!     ..TrainConfig::default()
 //! };
 //! let planned = Planned::new(base, data.dataset, 0, config)?;
@@ -87,11 +88,11 @@
 mod data;
 mod logits;
 
-pub use data::{DataOptions, OpenData, open_data};
+pub use data::{DataOptions, OpenData, is_token_file, open_data};
 pub use logits::write_logits;
 
 // Errors.
-pub use smidgen_train::{Error, Kind, OverBudget, Result};
+pub use smidgen_train::{Error, Kind, OverBudget, PrepareOverBudget, Result};
 
 // Models and adapters.
 pub use smidgen_train::{
@@ -113,7 +114,7 @@ pub use smidgen_train::{
 // Its memory.
 pub use smidgen_train::{
     Budget, CurvePoint, MemoryBudget, Plan, Rates, Remedy, Row, SpoolFormat, Traffic, curve_ahead,
-    fits_ahead, measure_rates, memory, plan_ahead,
+    fits_ahead, measure_rates, memory, plan_ahead, plan_prepare,
 };
 
 // Measuring, and models of true shapes with random weights to measure on.

@@ -1,7 +1,7 @@
 //! `smidgen data`: what a file will be trained on.
 
 use serde::Serialize;
-use smidgen::{DataFiles, Dataset, Sequence, Tokenizer};
+use smidgen::{DataFiles, Dataset, Sequence, Tokenizer, is_token_file};
 
 use super::{chunks_note, open, open_model, temporary_folder};
 use crate::args::DataArgs;
@@ -26,6 +26,8 @@ struct DataReport {
     tokenizer_fingerprint: String,
     first_ids: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    prepare_planned_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     prepare_peak_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_path: Option<String>,
@@ -42,7 +44,7 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
             args.data.display()
         ))
     })?;
-    let is_tokens = input.extension().is_some_and(|e| e == "tokens");
+    let is_tokens = is_token_file(&input);
     if let Some(out) = &args.out {
         if is_tokens {
             return Err(Failure::usage("--out: the data is a token file already"));
@@ -56,7 +58,7 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     }
     let scratch = temporary_folder()?;
     let out = args.out.clone().unwrap_or_else(|| scratch.path().join("data.tokens"));
-    let options = args.window.options();
+    let options = args.window.options(args.memory);
     let opened = open(&base, &input, &options, &out, stop)?;
     let data = opened.dataset;
     let summary = data.summary().map_err(smidgen::Error::from)?;
@@ -75,12 +77,15 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
         vocab_size: header.vocab_size,
         tokenizer_fingerprint: header.fingerprint.to_string(),
         first_ids: summary.first_ids,
+        prepare_planned_bytes: opened.prepared.as_ref().map(|p| p.planned_bytes),
         prepare_peak_bytes: opened.prepared.map(|p| p.peak_bytes),
         tokens_path: args.out.as_deref().map(path_text),
         notes: chunks_note(&options, &data).into_iter().collect(),
     };
     tell(&ui, &report);
-    show(&ui, &data, &base.tokenizer()?, args.show)?;
+    if args.show > 0 {
+        show(&ui, &data, &base.tokenizer()?, args.show)?;
+    }
     ui.report(&report)
 }
 

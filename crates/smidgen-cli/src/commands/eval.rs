@@ -22,7 +22,7 @@ pub fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     let input = scored_file(&args.data)?;
     let scratch = temporary_folder()?;
     let tokens = scratch.path().join("eval.tokens");
-    let options = args.window.options();
+    let options = args.window.options(args.machine.memory);
     let opened = open(&base, &input, &options, &tokens, stop)?;
     let data = opened.dataset;
     say_model(&ui, &base);
@@ -35,7 +35,7 @@ pub fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     let mut report = Report::new(&base, evaluator.plan());
     report.notes = notes;
     report.adapter_path = args.adapter.as_deref().map(path_text);
-    report.prepare_peak_bytes = opened.prepared.map(|p| p.peak_bytes);
+    report.prepared(opened.prepared.as_ref());
     let begin = Instant::now();
     let mut progress = Progress::new("sequence", data.len() as u64);
     let scored = evaluator.evaluate(&data, stop.flag(), &mut |done, all| {

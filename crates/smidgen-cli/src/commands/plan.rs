@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use smidgen::{CurvePoint, Plan, Planned, curve_ahead, plan_ahead};
+use smidgen::{CurvePoint, MemoryBudget, Plan, Planned, curve_ahead, plan_ahead, plan_prepare};
 
 use super::run_data::{RunData, RunFiles};
 use super::settings::{check_ahead, config, longest, with_rates};
@@ -36,14 +36,20 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
             return tell_curve(&ui, &points, picture, Report::of(&base));
         }
         let plan = plan_ahead(&base, longest, &config)?;
-        return tell(&ui, &plan, Report::new(&base, &plan));
+        let mut report = Report::new(&base, &plan);
+        // A model whose tokenizer is not known can still be trained, on a token file.
+        let preparing = plan_prepare(&base, Path::new("text"), MemoryBudget::Unlimited);
+        report.prepare_planned_bytes = preparing.ok();
+        return tell(&ui, &plan, report);
     };
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, path)?;
+    files.check_ahead(&base, args.machine.memory)?;
     let config = with_rates(args, config)?;
     let scratch = temporary_folder()?;
     let tokens = |split: &str| scratch.path().join(format!("{split}.tokens"));
-    let data = RunData::open(&base, &files, &args.window.options(), tokens, stop)?;
+    let data =
+        RunData::open(&base, &files, &args.window.options(args.machine.memory), tokens, stop)?;
     say_data(&ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
     let planned = Planned::new(base, data.train, longest, config)?;
@@ -53,7 +59,7 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
     }
     let mut report = Report::new(planned.base(), planned.plan());
     report.steps = Some(planned.steps());
-    report.prepare_peak_bytes = data.prepare_peak_bytes;
+    report.prepared(data.prepared.as_ref());
     report.notes = planned.notes().iter().map(|note| note.0.clone()).collect();
     say_notes(&ui, &report.notes);
     report.notes.extend(data.notes);
@@ -61,7 +67,7 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
 }
 
 fn tell(ui: &Ui, plan: &Plan, mut report: Report) -> Result<()> {
-    ui.say(&format!("\n{}", table::plan(plan)));
+    ui.say(&format!("\n{}", table::plan(plan, report.prepare_planned_bytes)));
     report.rows = plan.rows.iter().map(Into::into).collect();
     ui.report(&report)
 }

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use smidgen::{Base, DataFiles, DataOptions, Dataset, WindowSpec};
+use smidgen::{
+    Base, DataFiles, DataOptions, Dataset, MemoryBudget, PrepareReport, WindowSpec, is_token_file,
+    plan_prepare,
+};
 
 use super::{chunks_note, open};
 use crate::args::TrainArgs;
@@ -21,8 +24,9 @@ pub struct RunFiles {
 pub struct RunData {
     pub train: Dataset,
     pub valid: Option<Dataset>,
-    /// What preparing them took; none where they were token files already.
-    pub prepare_peak_bytes: Option<u64>,
+    /// What preparing took, of the file where it was the most; none where they were token files
+    /// already.
+    pub prepared: Option<PrepareReport>,
     pub notes: Vec<String>,
 }
 
@@ -45,6 +49,16 @@ impl RunFiles {
         }
         Ok(Self { train, valid })
     }
+
+    /// Refuses, before any of it is read, text that can't be prepared within the budget.
+    pub fn check_ahead(&self, base: &Base, memory: MemoryBudget) -> Result<()> {
+        for text in [Some(&self.train), self.valid.as_ref()].into_iter().flatten() {
+            if !is_token_file(text) {
+                plan_prepare(base, text, memory)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl RunData {
@@ -64,12 +78,13 @@ impl RunData {
             Some(path) => Some(open(base, path, &whole, &tokens("valid"), stop)?),
             None => None,
         };
-        let prepared = train.prepared.iter().chain(valid.iter().flat_map(|v| &v.prepared));
+        let (valid, valid_prepared) = valid.map(|v| (v.dataset, v.prepared)).unzip();
+        let prepared = train.prepared.into_iter().chain(valid_prepared.flatten());
         Ok(Self {
-            prepare_peak_bytes: prepared.map(|p| p.peak_bytes).max(),
+            prepared: prepared.max_by_key(|p| p.planned_bytes.max(p.peak_bytes)),
             notes: chunks_note(options, &train.dataset).into_iter().collect(),
             train: train.dataset,
-            valid: valid.map(|v| v.dataset),
+            valid,
         })
     }
 

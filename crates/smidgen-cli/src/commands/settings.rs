@@ -80,7 +80,7 @@ pub fn optimizer_config(name: OptimizerName, weight_decay: Option<f64>) -> Optim
 
 /// Tokens of the longest sequence that the flags allow.
 pub fn longest(args: &TrainArgs) -> usize {
-    let window = args.window.options().window;
+    let window = args.window.options(args.machine.memory).window;
     window.max_seq_length + usize::from(window.bos)
 }
 

@@ -50,18 +50,19 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let config = config(args, &base)?;
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, data)?;
+    files.check_ahead(&base, args.machine.memory)?;
     let config = with_rates(args, config)?;
     let own = out.join("smidgen");
     let created = Created::watch(&own, ["train.tokens", "valid.tokens"].map(|f| own.join(f)));
     let mut folder = RunFolder::create(out)?;
-    let options = args.window.options();
+    let options = args.window.options(args.machine.memory);
     let data = RunData::open(&base, &files, &options, |split| folder.tokens(split), stop)?;
     say_model(ui, &base);
     say_data(ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
     let planned = Planned::new(base, data.train, longest, config)?;
     let mut report = Report::new(planned.base(), planned.plan());
-    report.prepare_peak_bytes = data.prepare_peak_bytes;
+    report.prepared(data.prepared.as_ref());
     report.notes = planned.notes().iter().map(|note| note.0.clone()).collect();
     if out.join("adapter_model.safetensors").exists() {
         let what =
@@ -71,7 +72,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     say_adapter(ui, planned.adapter());
     say_notes(ui, &report.notes);
     report.notes.extend(data.notes);
-    ui.say(&format!("\n{}\n", table::plan(planned.plan())));
+    ui.say(&format!("\n{}\n", table::plan(planned.plan(), report.prepare_planned_bytes)));
 
     let mut session = planned.start()?;
     created.keep();

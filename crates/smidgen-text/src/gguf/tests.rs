@@ -1,35 +1,40 @@
 use super::*;
 
+#[path = "../../tests/common/metadata.rs"]
+mod metadata;
+
+use metadata::Metadata;
+
 /// `<end>` (control, EOS), the letters `a` to `d`, and more of byte-level spelling.
-fn byte_level() -> GgufTokenizer {
+fn byte_level() -> Metadata {
     let tokens = ["<end>", "a", "b", "c", "d", "Ġ", "Ċ", "ab", "Ġc", "abd"];
-    GgufTokenizer {
+    Metadata {
         model: "gpt2".into(),
         pre: Some("smollm".into()),
         tokens: tokens.map(str::to_owned).to_vec(),
         token_types: vec![3, 1, 1, 1, 1, 1, 1, 1, 1, 1],
         merges: ["a b", "Ġ c", "ab d"].map(str::to_owned).to_vec(),
         eos: Some(0),
-        ..GgufTokenizer::default()
+        ..Metadata::default()
     }
 }
 
 /// The 256 bytes, `▁`, `a`, `b`, `\n` and `▁▁` (user-defined), `ab`, `▁a`, and EOS.
-fn sentence_piece() -> GgufTokenizer {
+fn sentence_piece() -> Metadata {
     let mut tokens: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
     tokens.extend(["▁", "a", "b", "\n", "  ", "ab", "▁a", "<end>"].map(str::to_owned));
     let mut scores = vec![0.0; 256];
     scores.extend([-9.0, -9.0, -9.0, -1000.0, -1000.0, -2.0, -1.0, -1000.0]);
     let mut token_types = vec![6; 256];
     token_types.extend([1, 1, 1, 4, 4, 1, 1, 3]);
-    GgufTokenizer {
+    Metadata {
         model: "llama".into(),
         tokens,
         scores,
         token_types,
         eos: Some(263),
         add_space_prefix: Some(false),
-        ..GgufTokenizer::default()
+        ..Metadata::default()
     }
 }
 
@@ -75,7 +80,7 @@ fn fingerprints_tell_vocabularies_apart() {
 
 #[test]
 fn kinds_that_are_not_known_are_named() {
-    let refused = |change: fn(&mut GgufTokenizer), wanted: &[&str]| {
+    let refused = |change: fn(&mut Metadata), wanted: &[&str]| {
         let mut file = byte_level();
         change(&mut file);
         let error = file.build().unwrap_err().to_string();
@@ -89,7 +94,7 @@ fn kinds_that_are_not_known_are_named() {
 
 #[test]
 fn contradictions_are_refused() {
-    type Change = fn(&mut GgufTokenizer);
+    type Change = fn(&mut Metadata);
     let both: &[Change] = &[
         |file| file.tokens.clear(),
         |file| file.token_types.clear(),
@@ -114,7 +119,7 @@ fn contradictions_are_refused() {
         |file| file.tokens[65] = "A".into(),
     ];
     for (make, changes) in [
-        (byte_level as fn() -> GgufTokenizer, [both, byte_level_only].concat()),
+        (byte_level as fn() -> Metadata, [both, byte_level_only].concat()),
         (sentence_piece, [both, sentence_piece_only].concat()),
     ] {
         for (number, change) in changes.iter().enumerate() {

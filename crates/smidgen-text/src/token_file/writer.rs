@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::offsets::Offsets;
 use super::{CHECKSUM_AT, HEADER_BYTES, TARGET_BIT};
 use super::{TokenFileHeader, TokenFileKind};
 use crate::dataset::Sequence;
@@ -13,10 +14,10 @@ use crate::error::{Result, TextError};
 use crate::tokenizer::Tokenizer;
 
 /// Bytes hashed and written at a time.
-const BLOCK_BYTES: usize = 16 * 1024;
+pub(super) const BLOCK_BYTES: usize = 16 * 1024;
 
 /// Writes a token file beside its place and moves it there when it is whole; dropped before that,
-/// it leaves nothing behind. Keeps 8 bytes a sample in memory.
+/// it leaves nothing behind. What it keeps in memory does not grow with the file.
 pub struct TokenFileWriter {
     path: PathBuf,
     partial: PathBuf,
@@ -25,7 +26,8 @@ pub struct TokenFileWriter {
     block: Vec<u8>,
     hash: Sha256,
     header: TokenFileHeader,
-    offsets: Vec<u64>,
+    /// None for one long text.
+    offsets: Option<Offsets>,
 }
 
 impl TokenFileWriter {
@@ -42,8 +44,10 @@ impl TokenFileWriter {
         let Some(name) = path.file_name() else {
             return Err(TextError::data(path, "not a file name"));
         };
-        let partial =
-            path.with_file_name(format!(".{}.{}.partial", name.display(), std::process::id()));
+        let beside = |end: &str| {
+            path.with_file_name(format!(".{}.{}.{end}", name.display(), std::process::id()))
+        };
+        let partial = beside("partial");
         let file = File::create(&partial).map_err(TextError::io(&partial))?;
         let block = Vec::with_capacity(BLOCK_BYTES);
         let mut writer = Self {
@@ -64,9 +68,12 @@ impl TokenFileWriter {
                 targets: 0,
                 samples: 0,
             },
-            offsets: vec![0],
+            offsets: None,
         };
         writer.write_all(&[0; HEADER_BYTES])?;
+        if kind == TokenFileKind::Samples {
+            writer.offsets.insert(Offsets::create(beside("offsets"))?).push(0)?;
+        }
         Ok(writer)
     }
 
@@ -91,13 +98,15 @@ impl TokenFileWriter {
     /// If the file was begun for one long text, the sample is empty, its ids and targets differ in
     /// number, or an id is outside the vocabulary.
     pub fn push_sample(&mut self, sample: &Sequence) -> Result<()> {
-        assert_eq!(self.header.kind, TokenFileKind::Samples, "one long text takes no samples");
+        assert!(self.offsets.is_some(), "one long text takes no samples");
         assert!(!sample.ids.is_empty(), "a sample has tokens");
         assert_eq!(sample.ids.len(), sample.targets.len(), "one mask entry a token");
         self.push_tokens(sample.ids.iter().copied().zip(sample.targets.iter().copied()))?;
-        self.offsets.push(self.header.tokens);
         self.header.samples += 1;
-        Ok(())
+        match &mut self.offsets {
+            Some(offsets) => offsets.push(self.header.tokens),
+            None => Ok(()),
+        }
     }
 
     /// What has been written so far.
@@ -110,10 +119,8 @@ impl TokenFileWriter {
     /// # Errors
     /// The file can't be written or moved.
     pub fn finish(mut self, source_sha256: [u8; 32]) -> Result<TokenFileHeader> {
-        if self.header.kind == TokenFileKind::Samples {
-            for offset in std::mem::take(&mut self.offsets) {
-                self.append(&offset.to_le_bytes())?;
-            }
+        if let Some(offsets) = self.offsets.take() {
+            offsets.for_each_block(|block| self.append(block))?;
         }
         self.flush()?;
         self.header.source_sha256 = source_sha256;

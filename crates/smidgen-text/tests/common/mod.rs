@@ -7,7 +7,13 @@ use std::collections::HashMap;
 use std::io::{BufReader, Read};
 use std::path::PathBuf;
 
-use smidgen_text::{GgufTokenizer, Tokenizer};
+use smidgen_text::{GgufTokenizer, PackedStrings, TextError, Tokenizer};
+
+mod metadata;
+
+pub use metadata::Metadata;
+
+type Result<T> = std::result::Result<T, TextError>;
 
 pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
@@ -27,11 +33,11 @@ pub fn data(name: &str) -> PathBuf {
 }
 
 pub fn tokenizer(model: &str) -> Tokenizer {
-    Tokenizer::from_gguf(metadata(model)).unwrap()
+    metadata(model).build().unwrap()
 }
 
 /// What a model's file says of its tokenizer.
-pub fn metadata(model: &str) -> GgufTokenizer {
+pub fn metadata(model: &str) -> Metadata {
     let path = folder("SMIDGEN_TEST_MODELS", "`cargo xtask models` fetches the models").join(model);
     let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     let mut values = read_metadata(BufReader::new(file));
@@ -46,7 +52,7 @@ pub fn metadata(model: &str) -> GgufTokenizer {
     };
     let id = |value: Option<Value>| value.map(|value| value.number() as u32);
     let flag = |value: Option<Value>| value.map(|value| value.number() != 0.0);
-    GgufTokenizer {
+    Metadata {
         model: take("model").unwrap().string(),
         pre: take("pre").map(Value::string),
         tokens: strings(take("tokens")),

@@ -88,13 +88,28 @@ impl Gguf {
         }
     }
 
+    /// The numbers of an array of i32 as they lie in the file, little-endian.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`]; [`Error::KeyType`] for another type.
+    pub fn i32_words(&self, key: &str) -> Result<&[[u8; 4]]> {
+        Ok(self.numbers(key, ValueType::I32, "array of i32")?.as_chunks().0)
+    }
+
+    /// The numbers of an array of f32 as they lie in the file, little-endian.
+    ///
+    /// # Errors
+    /// [`Error::MissingKey`]; [`Error::KeyType`] for another type.
+    pub fn f32_words(&self, key: &str) -> Result<&[[u8; 4]]> {
+        Ok(self.numbers(key, ValueType::F32, "array of f32")?.as_chunks().0)
+    }
+
     /// The numbers of an array of i32.
     ///
     /// # Errors
     /// [`Error::MissingKey`]; [`Error::KeyType`] for another type.
     pub fn i32s(&self, key: &str) -> Result<impl ExactSizeIterator<Item = i32> + '_> {
-        let bytes = self.numbers(key, ValueType::I32, "array of i32")?;
-        Ok(bytes.chunks_exact(4).map(|bytes| i32::from_le_bytes(array(bytes))))
+        Ok(self.i32_words(key)?.iter().map(|&word| i32::from_le_bytes(word)))
     }
 
     /// The numbers of an array of f32.
@@ -102,8 +117,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::MissingKey`]; [`Error::KeyType`] for another type.
     pub fn f32s(&self, key: &str) -> Result<impl ExactSizeIterator<Item = f32> + '_> {
-        let bytes = self.numbers(key, ValueType::F32, "array of f32")?;
-        Ok(bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(array(bytes))))
+        Ok(self.f32_words(key)?.iter().map(|&word| f32::from_le_bytes(word)))
     }
 
     fn value(&self, key: &str) -> Result<(&Value, &[u8])> {
@@ -166,6 +180,14 @@ pub struct Strings<'a> {
     at: usize,
     next: usize,
     count: usize,
+}
+
+impl<'a> Strings<'a> {
+    /// The strings that are left as they lie in the file: each its length in 8 bytes, little-endian,
+    /// then its bytes.
+    pub fn packed(&self) -> &'a [u8] {
+        self.rest
+    }
 }
 
 impl<'a> Iterator for Strings<'a> {

@@ -1,0 +1,104 @@
+//! What preparing takes of the heap, by a counting allocator: no more than was told beforehand, and
+//! not much less.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs;
+use std::sync::atomic::AtomicBool;
+
+use common::Metadata;
+use smidgen_text::{PREPARE_BYTES, PrepareOptions, Tokenizer, prepare};
+
+thread_local! {
+    /// Bytes that this thread holds, and the most that it held: each test has a thread.
+    static HELD: Cell<[isize; 2]> = const { Cell::new([0; 2]) };
+}
+
+struct Counting;
+
+fn count(bytes: isize) {
+    // A thread that ends frees when its counter is gone.
+    let _ = HELD.try_with(|held| {
+        let [now, most] = held.get();
+        held.set([now + bytes, most.max(now + bytes)]);
+    });
+}
+
+// SAFETY: every call is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller's duties are the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: the caller's duties are the same.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What `f` gives, the most bytes held meanwhile beyond those before, and those held afterwards.
+fn counted<T>(f: impl FnOnce() -> T) -> (T, u64, u64) {
+    let [before, _] = HELD.get();
+    HELD.set([before; 2]);
+    let given = f();
+    let [now, most] = HELD.get();
+    (given, (most - before) as u64, (now - before) as u64)
+}
+
+const TEXT: &str = "The lighthouse keeper counts 17 ships; \"none\", she writes, \"came back\". \
+                    Über den Wellen — 海は静かだ — летят чайки.\n\tfn main() { println!(\"{}\", 0x2a); }\n";
+
+fn check(name: &str, file: &Metadata) {
+    let folder = tempfile::tempdir().unwrap();
+    file.packed(|file| {
+        let told = file.memory().unwrap();
+        let (tokenizer, took, kept) = counted(|| Tokenizer::from_gguf(file).unwrap());
+        println!("{name}: told {told}, took {took}, kept {kept}");
+        assert!(took <= told, "{name}: took {took} of {told}");
+        assert!(told as f64 <= 1.15 * took as f64, "{name}: told {told}, took {took}");
+        assert_eq!(tokenizer.fingerprint(), file.fingerprint());
+        let lines = |n: usize| format!("{{\"text\": {:?}}}\n", TEXT.repeat(n));
+        let word = "海は静かだ".repeat(40_000);
+        for (form, content) in [
+            ("txt", TEXT.repeat(5_000)),
+            ("word.txt", word.clone()),
+            ("jsonl", lines(1).repeat(5_000)),
+            ("long.jsonl", lines(45).repeat(100)),
+        ] {
+            let input = folder.path().join(format!("text.{form}"));
+            fs::write(&input, content).unwrap();
+            let (out, options) = (folder.path().join("tokens"), PrepareOptions::default());
+            let never = AtomicBool::new(false);
+            let (made, took, _) =
+                counted(|| prepare(&input, &tokenizer, &options, &out, &mut |_| {}, &never));
+            println!("{name}: {} tokens of {form} took {took}", made.unwrap().tokens);
+            let room =
+                if form == "word.txt" { tokenizer.piece_memory() * word.len() as u64 } else { 0 };
+            assert!(took <= PREPARE_BYTES + room, "{name}: {form} took {took}");
+        }
+    });
+}
+
+#[test]
+fn smollm2() {
+    check(common::SMOLLM2, &common::metadata(common::SMOLLM2));
+}
+
+#[test]
+fn all_models_qwen() {
+    check(common::QWEN, &common::metadata(common::QWEN));
+}
+
+#[test]
+fn all_models_gemma() {
+    check(common::GEMMA, &common::metadata(common::GEMMA));
+}
