@@ -29,6 +29,10 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
     let picture = curve.and_then(Option::as_deref);
     let Some(path) = &args.data else {
         let longest = longest(args);
+        if curve.is_none() {
+            // A refusal measures nothing.
+            plan_ahead(&base, longest, &config)?;
+        }
         let config = with_rates(args, config)?;
         ui.say(&format!("data      none given: planned for sequences of {longest} tokens"));
         if curve.is_some() {
