@@ -31,13 +31,19 @@ pub fn find(assumed: Option<&Path>, threads: usize, spool: Option<&Path>) -> Res
 /// Measures the machine and remembers what was found.
 pub fn measure(threads: usize, spool: Option<&Path>) -> Result<Rates> {
     let folder = spool.map(existing);
-    let rates = measure_rates(threads, folder.as_deref())?;
+    let mut rates = measure_rates(threads, folder.as_deref())?;
+    // As many digits as are worth remembering, so that what is remembered is what is used.
+    rates.named().into_iter().for_each(|(_, rate)| *rate = four_digits(*rate));
     let mut all = remembered();
     all.insert(key(threads, spool), names(rates));
     if let Err(what) = remember(&all) {
         ui::warn(&format!("note: the machine's rates are measured anew each time: {what}"));
     }
     Ok(rates)
+}
+
+fn four_digits(rate: f64) -> f64 {
+    format!("{rate:.3e}").parse().unwrap_or(rate)
 }
 
 /// As a file for `--assume-rates`.
