@@ -1,10 +1,10 @@
 //! Where each value of a program lives: liveness, memory taken over in place, and offsets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::block::{Value, ValueId};
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Stage};
 use crate::step::{Access, Step};
 
 /// Numbers that offsets are rounded up to: a cache line.
@@ -30,8 +30,11 @@ pub struct Placed {
     pub place: Place,
     /// Numbers it takes at the planned length.
     pub len: usize,
-    /// From the step that makes it to the last that reads it (both counted).
+    /// From the step that makes it to the last that reads it (both counted); of a value that holds
+    /// all rows while others hold a band, from the first step of a stage to the last.
     pub life: Range<usize>,
+    /// Whether it holds all rows, not only those of the band at work.
+    pub whole: bool,
 }
 
 /// A program whose values have places.
@@ -47,6 +50,26 @@ pub struct Program {
     pub places: BTreeMap<ValueId, Placed>,
     /// Numbers that the scratch region must hold.
     pub scratch_len: usize,
+    /// The steps in runs.
+    pub stages: Vec<Stage>,
+    /// Rows of a band; none where all rows are worked on at once.
+    pub row_tile: Option<usize>,
+}
+
+/// How many rows a program works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// All of them.
+    pub all: usize,
+    /// Those of a band, where each stage is run for one band after another; none for all at once.
+    pub tile: Option<usize>,
+}
+
+impl Rows {
+    /// Bands that a stage takes where all rows are of one sequence.
+    pub fn bands(&self) -> usize {
+        self.tile.map_or(1, |tile| self.all.div_ceil(tile))
+    }
 }
 
 /// Values whose place is given.
@@ -58,14 +81,15 @@ pub struct Pins {
     pub result: Option<(ValueId, Place)>,
 }
 
-/// Gives every value of `schedule` a place, at `tokens` rows.
-pub fn lay_out(schedule: Schedule, pins: &Pins, tokens: usize) -> Program {
-    let Schedule { mut values, mut steps, mut remade } = schedule;
+/// Gives every value of `schedule` a place. Where rows are in bands, what has its place given, and
+/// what steps read across rows, holds all of them; the rest holds a band.
+pub fn lay_out(schedule: Schedule, pins: &Pins, rows: Rows) -> Program {
+    let Schedule { mut values, mut steps, mut remade, mut stages } = schedule;
     // A plan lasts as long as its run.
     values.shrink_to_fit();
     steps.shrink_to_fit();
     remade.shrink_to_fit();
-    let mut groups = Groups::new(&steps, &values, pins, tokens);
+    let mut groups = Groups::new(&steps, &stages, &values, pins, rows);
     groups.take_over(&steps);
     if let Some((result, place)) = pins.result
         && groups.place_of(result) != Some(place)
@@ -75,19 +99,23 @@ pub fn lay_out(schedule: Schedule, pins: &Pins, tokens: usize) -> Program {
         let out = ValueId(values.len() as u32 - 1);
         steps.push(Step::Copy { x: result, out });
         remade.push(false);
+        stages.iter_mut().last().expect("a program has a stage").end += 1;
         let mut more = pins.clone();
         more.result = None;
         more.pins.push((out, place, false));
-        return lay_out(Schedule { values, steps, remade }, &more, tokens);
+        return lay_out(Schedule { values, steps, remade, stages }, &more, rows);
     }
-    let (places, scratch_len) = groups.assign();
-    Program { steps, remade, values, places, scratch_len }
+    let (places, scratch_len) = groups.assign(&stages, rows);
+    Program { steps, remade, values, places, scratch_len, stages, row_tile: rows.tile }
 }
 
 #[derive(Clone, Debug)]
 struct Group {
     members: Vec<(ValueId, Range<usize>)>,
-    len: usize,
+    /// Numbers a row.
+    cols: usize,
+    /// Whether it holds all rows.
+    whole: bool,
     place: Option<Place>,
     /// Whether the memory may be taken over once the last member has been read.
     free: bool,
@@ -99,6 +127,27 @@ impl Group {
         let end = self.members.iter().map(|m| m.1.end).max().expect("a group has members");
         start..end
     }
+
+    fn len(&self, rows: Rows) -> usize {
+        let band = rows.tile.filter(|_| !self.whole);
+        (self.cols * band.unwrap_or(rows.all)).next_multiple_of(ALIGN)
+    }
+
+    /// When the memory is in use. What holds all rows is in use for whole stages, since other
+    /// bands come before and after the steps' own.
+    fn in_use(&self, stages: &[Stage], rows: Rows) -> Range<usize> {
+        let life = self.life();
+        if rows.tile.is_none() || !self.whole || life.is_empty() {
+            return life;
+        }
+        let before = stages.iter().rev().find(|s| s.end <= life.start);
+        before.map_or(0, |s| s.end)..end_of_stage(stages, life.end - 1)
+    }
+}
+
+/// Behind the last step of the stage that `step` is in.
+fn end_of_stage(stages: &[Stage], step: usize) -> usize {
+    stages.iter().find(|s| step < s.end).map_or(step + 1, |s| s.end)
 }
 
 struct Groups {
@@ -107,7 +156,8 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(steps: &[Step], values: &[Value], pins: &Pins, tokens: usize) -> Self {
+    fn new(steps: &[Step], stages: &[Stage], values: &[Value], pins: &Pins, rows: Rows) -> Self {
+        let mut across = BTreeSet::new();
         let mut lives: BTreeMap<ValueId, Range<usize>> = BTreeMap::new();
         for (i, step) in steps.iter().enumerate() {
             for v in step.operands(Access::Read) {
@@ -115,6 +165,15 @@ impl Groups {
             }
             for v in step.operands(Access::Write) {
                 lives.entry(v).or_insert(i..i + 1).end = i + 1;
+            }
+            let written = step.operands(Access::Write);
+            for v in step.across_rows().into_iter().filter(|_| rows.tile.is_some()) {
+                across.insert(v);
+                if !written.contains(&v) {
+                    // Later bands read this one's rows.
+                    let life = lives.get_mut(&v).expect("an operand has a life");
+                    life.end = end_of_stage(stages, i);
+                }
             }
         }
         if let Some((result, _)) = pins.result {
@@ -127,11 +186,11 @@ impl Groups {
         let mut of = BTreeMap::new();
         for (v, life) in lives {
             let pin = pins.pins.iter().find(|p| p.0 == v);
-            let len = (values[v.0 as usize].cols * tokens).next_multiple_of(ALIGN);
             of.insert(v, groups.len());
             groups.push(Group {
                 members: vec![(v, life)],
-                len,
+                cols: values[v.0 as usize].cols,
+                whole: rows.tile.is_none() || pin.is_some() || across.contains(&v),
                 place: pin.map(|p| p.1),
                 free: pin.is_none_or(|p| p.2),
             });
@@ -175,10 +234,12 @@ impl Groups {
             self.of.insert(*v, from);
         });
         let free = self.groups[to].free;
-        let len = self.groups[from].len.max(self.groups[to].len);
+        let cols = self.groups[from].cols.max(self.groups[to].cols);
+        let whole = self.groups[from].whole || self.groups[to].whole;
         let group = &mut self.groups[from];
         group.members.extend(taken);
-        (group.place, group.free, group.len) = (place, free, len);
+        (group.place, group.free) = (place, free);
+        (group.cols, group.whole) = (cols, whole);
     }
 
     /// Pins an unpinned group to `place` if nothing else lives there at the same time.
@@ -189,7 +250,7 @@ impl Groups {
         }
         let clash = self.taken(place, &self.groups[at].life(), &[at]);
         if !clash {
-            self.groups[at].place = Some(place);
+            (self.groups[at].place, self.groups[at].whole) = (Some(place), true);
         }
         !clash
     }
@@ -203,39 +264,42 @@ impl Groups {
     }
 
     /// Offsets for all that is left: the largest first, each as low as it fits.
-    fn assign(mut self) -> (BTreeMap<ValueId, Placed>, usize) {
+    fn assign(mut self, stages: &[Stage], rows: Rows) -> (BTreeMap<ValueId, Placed>, usize) {
         self.groups.retain(|g| !g.members.is_empty());
+        let taking = |g: &Group| Taking { in_use: g.in_use(stages, rows), len: g.len(rows) };
+        let takings: Vec<Taking> = self.groups.iter().map(taking).collect();
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
-        order
-            .sort_by_key(|&g| (std::cmp::Reverse(self.groups[g].len), self.groups[g].life().start));
+        order.sort_by_key(|&g| (std::cmp::Reverse(takings[g].len), takings[g].in_use.start));
         for &g in &order {
             if self.groups[g].place.is_none() {
-                let at = self.lowest_fit(g);
+                let at = self.lowest_fit(&takings, g);
                 self.groups[g].place = Some(Place::Scratch(at));
             }
         }
         let mut places = BTreeMap::new();
         let mut scratch_len = 0;
-        for group in self.groups {
+        for (group, Taking { in_use, len }) in self.groups.into_iter().zip(takings) {
             let place = group.place.expect("every group has a place");
             if let Place::Scratch(at) = place {
-                scratch_len = scratch_len.max(at + group.len);
+                scratch_len = scratch_len.max(at + len);
             }
+            let whole = group.whole;
+            let stages_long = rows.tile.is_some() && whole;
             for (v, life) in group.members {
-                places.insert(v, Placed { place, len: group.len, life });
+                let life = if stages_long { in_use.clone() } else { life };
+                places.insert(v, Placed { place, len, life, whole });
             }
         }
         (places, scratch_len)
     }
 
-    fn lowest_fit(&self, group: usize) -> usize {
-        let (life, len) = (self.groups[group].life(), self.groups[group].len);
-        let mut taken: Vec<Range<usize>> = self
-            .groups
-            .iter()
-            .filter(|g| overlap(&g.life(), &life))
-            .filter_map(|g| match g.place {
-                Some(Place::Scratch(at)) => Some(at..at + g.len),
+    fn lowest_fit(&self, takings: &[Taking], group: usize) -> usize {
+        let Taking { in_use, len } = &takings[group];
+        let others = self.groups.iter().zip(takings);
+        let mut taken: Vec<Range<usize>> = others
+            .filter(|(_, other)| overlap(&other.in_use, in_use))
+            .filter_map(|(g, other)| match g.place {
+                Some(Place::Scratch(at)) => Some(at..at + other.len),
                 _ => None,
             })
             .collect();
@@ -249,6 +313,12 @@ impl Groups {
         }
         at
     }
+}
+
+/// What a group takes of the scratch region: when, and how many numbers.
+struct Taking {
+    in_use: Range<usize>,
+    len: usize,
 }
 
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {

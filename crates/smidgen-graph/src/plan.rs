@@ -13,6 +13,8 @@ use crate::cost::Rates;
 use crate::layout::{ALIGN, Program};
 use search::Search;
 
+pub use search::ROW_TILE;
+
 /// A model as the planner and the runtime see it: blocks, and how many.
 pub trait Architecture: fmt::Debug + Send + Sync {
     /// Layers between embedding and head.
@@ -212,6 +214,8 @@ pub struct Plan {
     pub tokens: usize,
     /// Hidden columns of an MLP worked on at a time.
     pub mlp_tile: usize,
+    /// Rows worked on at a time; none for all at once.
+    pub row_tile: Option<usize>,
     /// Distinct layer programs.
     pub programs: Vec<LayerPrograms>,
     /// Every layer.

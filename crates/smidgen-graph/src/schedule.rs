@@ -6,6 +6,26 @@ use crate::autodiff::Differentiated;
 use crate::block::{Life, Value, ValueId};
 use crate::step::{Access, Step};
 
+/// Which band of rows comes first where a stage works on one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// A sequence's first: keys and values of earlier rows are there.
+    Forth,
+    /// A sequence's last: when a band's turn comes, all later queries have given their share to
+    /// the gradients of its keys and values.
+    Back,
+}
+
+/// Steps that are all run for one band of rows before the next band's turn. A program that has its
+/// rows in one piece has one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Behind its last step; it begins where the one before it ends.
+    pub end: usize,
+    /// The order of bands.
+    pub order: Order,
+}
+
 /// A straight program over a block's values.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -15,6 +35,8 @@ pub struct Schedule {
     pub steps: Vec<Step>,
     /// For each step, whether it makes a forward value again.
     pub remade: Vec<bool>,
+    /// The steps in runs.
+    pub stages: Vec<Stage>,
 }
 
 /// The forward values that the backward walk can start from.
@@ -95,7 +117,8 @@ impl<'a> Recount<'a> {
 /// The forward program. Nothing is left out: every step leads to the output or to a kept value.
 pub fn forward(block: &Differentiated) -> Schedule {
     let remade = vec![false; block.forward.len()];
-    Schedule { values: block.values.clone(), steps: block.forward.clone(), remade }
+    let stages = vec![Stage { end: block.forward.len(), order: Order::Forth }];
+    Schedule { values: block.values.clone(), steps: block.forward.clone(), remade, stages }
 }
 
 /// The backward program: the rules' steps, each preceded by the forward steps that make what it
@@ -104,8 +127,17 @@ pub fn forward(block: &Differentiated) -> Schedule {
 /// A forward step is issued again only for a rule's sake, as late as it can be. Values of a tile
 /// that were made again for a value outside the tile are dropped once that value stands, so that
 /// one tile at a time lives in memory; they get a new identity each time.
-pub fn backward(block: &Differentiated, kept: &Kept) -> Schedule {
+///
+/// In bands of rows, the keys and values that attention reads are made first, for all rows: the
+/// walk goes from the last band to the first, and a query reads the keys before it.
+pub fn backward(block: &Differentiated, kept: &Kept, in_bands: bool) -> Schedule {
     let mut recompute = Recompute::new(block, kept);
+    let mut stages = Vec::new();
+    if in_bands {
+        recompute.make_across_rows();
+        let end = recompute.steps.len();
+        stages.extend((end > 0).then_some(Stage { end, order: Order::Forth }));
+    }
     for step in &block.backward {
         for v in step.operands(Access::Read) {
             recompute.demand(v);
@@ -113,7 +145,11 @@ pub fn backward(block: &Differentiated, kept: &Kept) -> Schedule {
         recompute.issue(step, false);
     }
     let Recompute { values, steps, remade, .. } = recompute;
-    Schedule { values, steps, remade }
+    // Losses are summed from the first row on; gradients, of factors too, from the last back.
+    let sums = |s: &Step| matches!(s, Step::ParamGradient { .. }) || !s.across_rows().is_empty();
+    let order = if steps.iter().any(sums) { Order::Back } else { Order::Forth };
+    stages.push(Stage { end: steps.len(), order });
+    Schedule { values, steps, remade, stages }
 }
 
 fn read_by_backward(block: &Differentiated, kept: &Kept) -> BTreeSet<ValueId> {
@@ -160,6 +196,15 @@ impl<'a> Recompute<'a> {
 
     fn life(&self, v: ValueId) -> Life {
         self.block.values[v.0 as usize].life
+    }
+
+    /// Makes what the walk reads across rows, and lets go of all else that was made for it.
+    fn make_across_rows(&mut self) {
+        let read = read_by_backward(self.block, self.kept);
+        let across: Kept = self.block.forward.iter().flat_map(Step::across_rows).collect();
+        across.intersection(&read).for_each(|v| self.demand(*v));
+        let (kept, input) = (self.kept, self.block.input);
+        self.at_hand.retain(|v, _| kept.contains(v) || across.contains(v) || Some(*v) == input);
     }
 
     /// Brings a forward value to hand.

@@ -332,6 +332,16 @@ impl Step {
         }
     }
 
+    /// Operands of which the step also reads, or adds to, rows of earlier positions than those that
+    /// it works on. All else is row by row.
+    pub fn across_rows(&self) -> Vec<ValueId> {
+        match self {
+            Self::Attention { k, v, .. } | Self::AttentionBackwardQ { k, v, .. } => vec![*k, *v],
+            Self::AttentionBackwardKv { k, v, dk, dv, .. } => vec![*k, *v, *dk, *dv],
+            _ => vec![],
+        }
+    }
+
     /// Floating-point operations over `tokens` rows; a fused multiply-add counts two.
     /// `cols` tells how wide a value is. Causal attention counts the half that is computed.
     pub fn flops(&self, tokens: usize, cols: impl Fn(ValueId) -> usize) -> u64 {

@@ -179,7 +179,8 @@ fn scratch_rows(plan: &Plan, backward: bool) -> Vec<Row> {
     let mut used = 0;
     for (v, len) in live_at(fullest) {
         let value = &program.values[v.0 as usize];
-        let shape = format!("{} x {}", plan.tokens, value.cols);
+        let band = plan.row_tile.filter(|_| !program.places[&v].whole);
+        let shape = format!("{} x {}", band.unwrap_or(plan.tokens), value.cols);
         let life = format!("{phase}, a block");
         let why = "live at the scratch region's fullest step";
         rows.push(Row::new(&value.name, shape, 4 * len as u64, &life, why));

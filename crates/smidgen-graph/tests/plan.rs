@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use smidgen_graph::layout::{ALIGN, Pins, Place, Program, lay_out};
+use smidgen_graph::layout::{ALIGN, Pins, Place, Program, Rows, lay_out};
 use smidgen_graph::ops::Mlp;
-use smidgen_graph::plan::{LayerPlan, LayerPrograms, WeightPages, curve, plan};
+use smidgen_graph::plan::{LayerPlan, LayerPrograms, ROW_TILE, WeightPages, curve, plan};
+use smidgen_graph::schedule::Order;
 use smidgen_graph::{
     Access, Activation, Architecture, AttentionShape, Block, BlockBuilder, Budget, Gradients,
     LoraSpec, OptimizerState, OverBudget, Paged, Plan, Rates, Request, RopeShape, RopeStyle, Row,
@@ -200,6 +201,17 @@ fn requests() -> Vec<Request> {
         requests.push(request);
     }
     requests.push(Request { backward: false, ..request(Budget::Unlimited) });
+    // More rows than a band's: a plan of the least memory has them in bands.
+    let tokens = 2 * ROW_TILE + 77;
+    for budget in [Budget::Least, Budget::AtMost(4_500_000)] {
+        for dropout in [0.0, 0.1] {
+            let lora = lora(dropout, &SITES.map(|s| s.module));
+            requests.push(Request { tokens, lora, ..request(budget) });
+        }
+        let lora = lora(0.0, &["o", "down"]);
+        requests.push(Request { tokens, lora, spool: true, ..request(budget) });
+    }
+    requests.push(Request { tokens, backward: false, ..request(Budget::Least) });
     requests
 }
 
@@ -263,74 +275,113 @@ fn programs(layer: &LayerPrograms) -> Vec<(&'static str, &Program)> {
     forward.chain(backward).chain([("infer", &layer.infer)]).collect()
 }
 
-/// Memory as a program sees it: who wrote each cell last.
-#[derive(Default)]
-struct Memory {
-    scratch: Vec<Option<ValueId>>,
-    pinned: BTreeMap<Place, ValueId>,
+/// Memory as a program sees it: which value's rows of which band each cell holds.
+struct Memory<'a> {
+    program: &'a Program,
+    bands: usize,
+    scratch: Vec<Option<(ValueId, usize)>>,
+    pinned: BTreeMap<(Place, usize), ValueId>,
 }
 
-impl Memory {
-    fn cells(program: &Program, v: ValueId) -> std::ops::Range<usize> {
-        let placed = &program.places[&v];
+impl<'a> Memory<'a> {
+    fn new(program: &'a Program, tokens: usize) -> Self {
+        let bands = program.row_tile.map_or(1, |tile| tokens.div_ceil(tile));
+        let scratch = vec![None; program.scratch_len.div_ceil(ALIGN)];
+        Self { program, bands, scratch, pinned: BTreeMap::new() }
+    }
+
+    /// Where a band's rows of a value lie.
+    fn cells(&self, v: ValueId, band: usize) -> Range<usize> {
+        let placed = &self.program.places[&v];
         let Place::Scratch(at) = placed.place else { return 0..0 };
         assert_eq!((at % ALIGN, placed.len % ALIGN), (0, 0), "whole cells");
-        at / ALIGN..(at + placed.len) / ALIGN
+        let (start, end) = (at / ALIGN, (at + placed.len) / ALIGN);
+        let Some(tile) = self.program.row_tile.filter(|_| placed.whole) else { return start..end };
+        let cells = tile * self.program.values[v.0 as usize].cols / ALIGN;
+        start + band * cells..if band + 1 == self.bands { end } else { start + (band + 1) * cells }
     }
 
-    fn holds(&self, program: &Program, v: ValueId) -> bool {
-        match program.places[&v].place {
+    fn holds(&self, v: ValueId, band: usize) -> bool {
+        match self.program.places[&v].place {
             Place::Scratch(_) => {
-                self.scratch[Self::cells(program, v)].iter().all(|c| *c == Some(v))
+                self.scratch[self.cells(v, band)].iter().all(|c| *c == Some((v, band)))
             }
-            place => self.pinned.get(&place) == Some(&v),
+            place => self.pinned.get(&(place, band)) == Some(&v),
         }
     }
 
-    fn write(&mut self, program: &Program, v: ValueId) {
-        match program.places[&v].place {
-            Place::Scratch(_) => self.scratch[Self::cells(program, v)].fill(Some(v)),
-            place => drop(self.pinned.insert(place, v)),
+    fn holds_all(&self, v: ValueId) -> bool {
+        (0..self.bands).all(|band| self.holds(v, band))
+    }
+
+    fn write(&mut self, v: ValueId, band: usize) {
+        let cells = self.cells(v, band);
+        match self.program.places[&v].place {
+            Place::Scratch(_) => self.scratch[cells].fill(Some((v, band))),
+            place => drop(self.pinned.insert((place, band), v)),
         }
     }
 
-    fn lose(&mut self, program: &Program, v: ValueId) {
-        self.scratch[Self::cells(program, v)].fill(None);
-    }
-}
-
-/// Runs a program on names: each step reads what was written for it, and writes over nothing that
-/// it reads but by taking over in place. Returns the memory as it is left.
-fn walk(what: &str, program: &Program, given: impl Fn(ValueId, Place) -> bool) -> Memory {
-    let cells = program.scratch_len.div_ceil(ALIGN);
-    let mut memory = Memory { scratch: vec![None; cells], ..Memory::default() };
-    for (v, placed) in program.places.iter().filter(|(v, p)| given(**v, p.place)) {
-        assert!(placed.len >= program.values[v.0 as usize].cols, "{what}: room for {v:?}");
-        memory.write(program, *v);
-    }
-    for step in &program.steps {
+    /// Runs a step for a band.
+    fn run(&mut self, what: &str, step: &Step, band: usize) {
         let (reads, writes) = (step.operands(Access::Read), step.operands(Access::Write));
+        let across = step.across_rows();
+        let bands = |v: &ValueId| if across.contains(v) { 0..band + 1 } else { band..band + 1 };
         for v in &reads {
-            assert!(memory.holds(program, *v), "{what}: {step:?} reads {v:?}, which is lost");
+            let all = bands(v).all(|band| self.holds(*v, band));
+            assert!(all, "{what}: {step:?} reads {v:?}, which is lost");
         }
         if let Step::Head { x, .. } = step {
-            memory.lose(program, *x);
+            let cells = self.cells(*x, band);
+            self.scratch[cells].fill(None);
         }
         for v in &writes {
-            memory.write(program, *v);
+            // The last band's are the first sums over queries, to which the others add.
+            let adds = across.contains(v) && band + 1 < self.bands;
+            for band in bands(v) {
+                assert!(!adds || self.holds(*v, band), "{what}: {step:?} adds to what is lost");
+                self.write(*v, band);
+            }
         }
         for v in &writes {
-            assert!(memory.holds(program, *v), "{what}: {step:?} writes two to one place");
+            assert!(self.holds(*v, band), "{what}: {step:?} writes two to one place");
         }
-        let over = |v: &&ValueId| !memory.holds(program, **v) && !matches!(step, Step::Head { .. });
+        let over = |v: &&ValueId| !self.holds(**v, band) && !matches!(step, Step::Head { .. });
         let taken: Vec<ValueId> = reads.iter().filter(over).copied().collect();
         let allowed = step.in_place().map_or(vec![], |(_, inputs)| inputs);
         assert!(taken.len() <= 1, "{what}: {step:?} writes over {taken:?}");
         for v in taken {
-            let (place, out) = (program.places[&v].place, program.places[&writes[0]].place);
+            let (place, out) =
+                (self.program.places[&v].place, self.program.places[&writes[0]].place);
             assert!(allowed.contains(&v) && place == out, "{what}: {step:?} over {v:?}");
         }
     }
+}
+
+/// Runs a program on names, band after band: each step reads what was written for it, and writes
+/// over nothing that it reads but by taking over in place. Returns the memory as it is left.
+fn walk<'a>(
+    what: &str,
+    (program, tokens): (&'a Program, usize),
+    given: impl Fn(ValueId, Place) -> bool,
+) -> Memory<'a> {
+    let mut memory = Memory::new(program, tokens);
+    for (v, placed) in program.places.iter().filter(|(v, p)| given(**v, p.place)) {
+        assert!(placed.len >= program.values[v.0 as usize].cols, "{what}: room for {v:?}");
+        (0..memory.bands).for_each(|band| memory.write(*v, band));
+    }
+    let mut start = 0;
+    for stage in &program.stages {
+        let mut bands: Vec<usize> = (0..memory.bands).collect();
+        if stage.order == Order::Back {
+            bands.reverse();
+        }
+        for band in bands {
+            program.steps[start..stage.end].iter().for_each(|step| memory.run(what, step, band));
+        }
+        start = stage.end;
+    }
+    assert_eq!(start, program.steps.len(), "{what}: stages hold all steps");
     memory
 }
 
@@ -345,28 +396,31 @@ fn no_program_loses_a_number() {
                 let kept = |v: ValueId| layer.kept.iter().any(|(k, _)| *k == v);
                 for (name, program) in programs(layer) {
                     let what = format!("{model:?} {name} {request:?}");
-                    let memory = walk(&what, program, |v, place| match name {
+                    let memory = walk(&what, (program, plan.tokens), |v, place| match name {
                         "backward" => {
                             let d_output = program.values[v.0 as usize].name == "d_output";
                             Some(v) == input || kept(v) || d_output && place == Place::Scratch(0)
                         }
                         _ => Some(v) == input,
                     });
-                    let holds = |v: ValueId| memory.holds(program, v);
+                    let holds = |v: ValueId| memory.holds_all(v);
                     match name {
                         "forward" => {
                             assert!(layer.kept.iter().all(|(v, _)| holds(*v)), "{what}: kept");
                             assert!(input.is_some_and(holds) && output.is_some_and(holds));
                         }
-                        "infer" => assert_eq!(memory.pinned.len(), 1, "{what}: works in place"),
+                        "infer" => {
+                            let places: BTreeSet<_> = memory.pinned.keys().map(|p| p.0).collect();
+                            assert_eq!(places.len(), 1, "{what}: works in place");
+                        }
                         _ => assert!(input.is_some_and(holds), "{what}: the input is kept"),
                     }
                 }
             }
-            walk("embedding", &plan.embedding.1, |_, _| false);
+            walk("embedding", (&plan.embedding.1, plan.tokens), |_, _| false);
             let input = plan.head.0.input;
-            walk("head", &plan.head.1, |v, _| Some(v) == input);
-            walk("head, evaluating", &plan.head.2, |v, _| Some(v) == input);
+            walk("head", (&plan.head.1, plan.tokens), |v, _| Some(v) == input);
+            walk("head, evaluating", (&plan.head.2, plan.tokens), |v, _| Some(v) == input);
         }
     }
 }
@@ -485,6 +539,23 @@ fn every_backward_finds_what_its_forward_left() {
     assert!(ways.iter().any(|way| way.0) && ways.iter().any(|way| way.1), "{ways:?}");
 }
 
+/// Of what a block works with, all rows lie in memory of the hidden state, keys and values alone.
+#[test]
+fn memory_grows_with_the_hidden_state_and_the_keys_alone() {
+    for model in ALL.map(Model) {
+        let least =
+            |tokens| make(&model, &Request { tokens, spool: true, ..request(Budget::Least) });
+        let (short, long) = (least(8 * ROW_TILE), least(16 * ROW_TILE));
+        assert_eq!((short.row_tile, long.row_tile), (Some(ROW_TILE), Some(ROW_TILE)));
+        assert_eq!(least(ROW_TILE).row_tile, None);
+        let grown = (long.arena_len - short.arena_len) as f64 / (8 * ROW_TILE) as f64;
+        let small = short.shared.len() as f64 / (8 * ROW_TILE) as f64;
+        // Two blocks' inputs, a gradient, and keys and values with their gradients.
+        let most = (3 * HIDDEN + 4 * 2 * HEAD_DIM) as f64 + small;
+        assert!(grown <= most + 1.0, "{model:?}: {grown} numbers a token, not {most}");
+    }
+}
+
 #[test]
 fn a_budget_is_kept_or_refused_and_memory_saves_time() {
     for model in ALL.map(Model) {
@@ -561,7 +632,7 @@ fn only_what_a_rule_reads_is_made_again() {
     let nothing_kept = |norms| {
         let block = Model(norms).layer_block(0, Some(&request(Budget::Least).lora), 256);
         let graph = differentiate(&block, true);
-        let program = schedule::backward(&graph, &schedule::always_kept(&graph));
+        let program = schedule::backward(&graph, &schedule::always_kept(&graph), false);
         again(products(&block, &program.steps))
     };
     let least = ["gate.weight", "k.weight", "o.weight", "q.weight", "up.weight", "v.weight"];
@@ -587,8 +658,8 @@ fn only_what_a_rule_reads_is_made_again() {
 fn tiles_that_are_made_again_do_not_pile_up() {
     let block = Model(Norms::Around).layer_block(0, Some(&request(Budget::Least).lora), 256);
     let graph = differentiate(&block, true);
-    let program = schedule::backward(&graph, &schedule::always_kept(&graph));
-    let laid_out = lay_out(program, &Pins::default(), 256);
+    let program = schedule::backward(&graph, &schedule::always_kept(&graph), false);
+    let laid_out = lay_out(program, &Pins::default(), Rows { all: 256, tile: None });
     let tile = |v: &ValueId| laid_out.values[v.0 as usize].name.starts_with("mlp.act");
     let lives: Vec<_> =
         laid_out.places.iter().filter(|(v, _)| tile(v)).map(|(_, p)| &p.life).collect();

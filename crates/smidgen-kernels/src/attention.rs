@@ -9,9 +9,11 @@
 //!             dq = ds k, dk = dsᵀ q, dv = pᵀ do.
 //!
 //! Nothing of size queries x keys is kept. A block of queries walks its keys (a block of keys its
-//! queries) in steps that end at multiples of a constant, counted from the segment's start; a sum
-//! over keys or queries is the sum over the steps, in order, of each step's partial sum, which
-//! takes its products in order by fused multiply-add. What the causal order or the window hides
+//! queries, backwards) in steps that end at multiples of a constant, counted from the segment's
+//! start; a sum over keys or queries is the sum over the steps, in that order, of each step's
+//! partial sum, which takes its products in order by fused multiply-add. Queries are walked
+//! backwards so that keys of which the queries come in bands, from the last band to the first, are
+//! done when their own band is. What the causal order or the window hides
 //! counts as zero, so leaving it out changes no bit, and a result depends neither on the
 //! instruction set nor on how queries or keys are cut into tiles of whole blocks.
 //!
@@ -122,16 +124,17 @@ impl<'a> AttentionTile<'a> {
         first - first % UNIT..queries.end
     }
 
-    /// Positions of the queries, up to the tile's last, that see the key at a position.
+    /// Positions of the tile's queries that see the key at a position.
     #[inline(always)]
     fn queries_of(&self, key: usize) -> Range<usize> {
-        let end = self.queries().end;
-        key..self.window.map_or(end, |window| end.min(key.saturating_add(window)))
+        let Range { start, end } = self.queries();
+        let end = self.window.map_or(end, |window| end.min(key.saturating_add(window)));
+        key.max(start)..end
     }
 
-    /// Positions of the queries that see some of these keys.
+    /// Positions of the tile's queries that see some of these keys.
     fn queries_of_all(&self, keys: &Range<usize>) -> Range<usize> {
-        keys.start..self.queries_of(keys.end - 1).end
+        keys.start.max(self.first_query)..self.queries_of(keys.end - 1).end
     }
 
     /// Positions of the tile's queries.
@@ -210,6 +213,16 @@ fn blocks(positions: Range<usize>, size: usize) -> impl Iterator<Item = Range<us
     std::iter::from_fn(move || {
         let block = start..positions.end.min((start / size + 1) * size);
         start = block.end;
+        (!block.is_empty()).then_some(block)
+    })
+}
+
+/// The same, from the last block back.
+fn blocks_back(positions: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, mut end } = positions;
+    std::iter::from_fn(move || {
+        let block = (end.saturating_sub(1) / size * size).max(start)..end;
+        end = block.start;
         (!block.is_empty()).then_some(block)
     })
 }

@@ -95,7 +95,7 @@ impl Case {
             kernels.attention_backward_q(&tile, &gradient, dq, &mut scratch);
         }
 
-        let (mut dk, mut dv) = (vec![f32::NAN; self.k.len()], vec![f32::NAN; self.v.len()]);
+        let (mut dk, mut dv) = (vec![0.0; self.k.len()], vec![0.0; self.v.len()]);
         let dk_tiles = MatMut::new(&mut dk, self.len, self.head_dim).row_tiles(rows);
         let dv_tiles = MatMut::new(&mut dv, self.len, self.head_dim).row_tiles(rows);
         for ((first, dk), (_, dv)) in dk_tiles.zip(dv_tiles) {
@@ -106,6 +106,34 @@ impl Case {
             kernels.attention_backward_kv(&tile, &gradient, dk, dv, &mut scratch);
         }
         [dq, dk, dv]
+    }
+
+    /// dk and dv from bands of `rows` queries, from the last one back, each with all keys up to its
+    /// last query.
+    fn kv_in_bands(&self, kernels: Kernels, rows: usize) -> [Vec<f32>; 2] {
+        let (o, lse) = self.forward(kernels, QUERY_BLOCK);
+        let (cols, tile) = (self.group * self.head_dim, self.tile());
+        let (o, d_o) = (MatRef::new(&o, self.len, cols), MatRef::new(&self.d_o, self.len, cols));
+        let lse = MatRef::new(&lse, self.group, self.len);
+        let mut scratch = vec![f32::NAN; ATTENTION_SCRATCH];
+        let (mut dk, mut dv) = (vec![0.0; self.k.len()], vec![0.0; self.v.len()]);
+        for first in (0..self.len).step_by(rows).rev() {
+            let band = first..self.len.min(first + rows);
+            let (o, d_o) = (o.rows_range(band.clone()), d_o.rows_range(band.clone()));
+            let mut delta = vec![f32::NAN; self.group * band.len()];
+            for (head, delta) in delta.chunks_mut(band.len()).enumerate() {
+                let cols = self.head_cols(head);
+                kernels.attention_delta(d_o.cols_range(cols.clone()), o.cols_range(cols), delta);
+            }
+            let delta = MatRef::new(&delta, self.group, band.len());
+            let gradient = AttentionGradient { d_o, lse: lse.cols_range(band.clone()), delta };
+            let (k, v) = (tile.k.rows_range(0..band.end), tile.v.rows_range(0..band.end));
+            let q = tile.q.rows_range(band.clone());
+            let tile = AttentionTile { q, k, v, first_query: first, ..tile };
+            let [dk, dv] = [&mut dk, &mut dv].map(|d| MatMut::new(d, band.end, self.head_dim));
+            kernels.attention_backward_kv(&tile, &gradient, dk, dv, &mut scratch);
+        }
+        [dk, dv]
     }
 
     /// Probabilities (group x len x len) and outputs in f64.
@@ -222,6 +250,16 @@ fn tiles_of_whole_blocks_give_the_same_bits() {
         assert_eq!(case.backward(kernels, QUERY_BLOCK.max(KEY_BLOCK)), whole);
         // Query by query, as generation runs: the forward has no need of whole blocks.
         assert_eq!(case.forward(kernels, 1), case.forward(kernels, case.len));
+    }
+}
+
+#[test]
+fn keys_take_their_queries_in_bands_from_the_last_to_the_first() {
+    for (len, window) in [(300, None), (600, None), (600, Some(100)), (520, Some(300))] {
+        let case = Case::new(len, 2, 24, window);
+        let kernels = Kernels::detect();
+        let [_, dk, dv] = case.backward(kernels, len);
+        assert_eq!(case.kv_in_bands(kernels, 256), [dk, dv], "{len} under {window:?}");
     }
 }
 

@@ -9,6 +9,7 @@ use smidgen_graph::Architecture;
 use smidgen_graph::plan::{Gradients, Plan, Row};
 use smidgen_kernels::{ATTENTION_SCRATCH, GEMM_SCRATCH, Kernels, MatRef, RopeTable};
 
+use crate::band::Band;
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::exec::{Binding, Frame, HeadState};
@@ -58,6 +59,7 @@ macro_rules! frame {
             ropes: &$engine.ropes,
             arena: &mut $engine.arena,
             program: $program,
+            band: Band::default(),
             block: $block,
             at: $at,
             binding: $binding,

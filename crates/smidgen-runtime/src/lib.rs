@@ -8,6 +8,7 @@
 #![cfg_attr(target_vendor = "apple", deny(unsafe_code))]
 
 mod arena;
+mod band;
 mod cache;
 mod engine;
 mod error;

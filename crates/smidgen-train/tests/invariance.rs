@@ -123,6 +123,36 @@ fn a_scratch_file_changes_nothing() {
     assert_eq!(folder.path().read_dir().expect("a folder").count(), 0, "something is left");
 }
 
+/// Sequences of several bands of rows, and some that share one.
+#[test]
+fn bands_of_rows_change_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for family in FAMILIES {
+        let model = golden_model(family);
+        let lengths = [30, 20, 600, 256, 300, 270];
+        for dropout in [0.0, 0.1] {
+            let adapter = model.adapter(&lora(dropout));
+            let batch = [sequences(model.info.vocabulary, &lengths)];
+            let run = model.run(&adapter, lengths.iter().sum());
+            let whole = train(&model, &adapter, &run, &batch, None);
+            let mut found = BTreeSet::new();
+            let spooling = Run { spool: Some(folder.path().to_owned()), ..run.clone() };
+            for (threads, run) in [(1, &run), (2, &spooling), (3, &run), (4, &spooling)] {
+                let run = Run { threads, ..run.clone() };
+                for budget in run.budgets(model.blocks.as_ref(), 3) {
+                    let run = Run { budget, ..run.clone() };
+                    let plan = model.plan(&run).expect("a plan");
+                    found.insert((plan.row_tile, plan.mlp_tile));
+                    let banded = train(&model, &adapter, &run, &batch, None);
+                    assert!(banded == whole, "{family}, {threads} threads, {:?}", plan.row_tile);
+                }
+            }
+            assert!(found.iter().any(|way| way.0.is_some()), "{family}: {found:?}");
+            assert!(found.iter().any(|way| way.0.is_none()), "{family}: {found:?}");
+        }
+    }
+}
+
 #[test]
 fn an_eight_bit_state_is_the_same_everywhere() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::search::{Ends, Estimate, MLP_TILES, Search, Shape};
+use super::search::{Ends, Estimate, Search, Shape, TILINGS};
 use super::{Gradients, LayerPlan, LayerPrograms, Plan, padded};
 use crate::layout::Program;
 use crate::table;
@@ -24,7 +24,7 @@ impl Places {
 impl Search<'_> {
     /// The plan of a shape, which takes what was estimated.
     pub fn build(self, (shape, estimate): &(Shape, Estimate)) -> Plan {
-        let request = self.request;
+        let (request, tiling) = (self.request, TILINGS[shape.tile]);
         let depths = self.depths(shape);
         let mut programs = Vec::new();
         let mut made: BTreeMap<(usize, usize), usize> = BTreeMap::new();
@@ -52,7 +52,7 @@ impl Search<'_> {
             [p.forward.as_ref(), p.backward.as_ref(), Some(&p.infer)].into_iter().flatten()
         });
         let scratch = all.map(|p| p.scratch_len).max().unwrap_or(0);
-        let stream = scratch.max(self.ends.scratch(request.backward));
+        let stream = scratch.max(self.ends(shape.tile).scratch(request.backward));
         let mut places = Places { end: stream };
         let segments = self.segments(shape.segments);
         let last = match shape.segments {
@@ -67,14 +67,17 @@ impl Search<'_> {
             Gradients::Block => programs.iter().map(|p| p.block.param_len()).max().unwrap_or(0),
         };
         let Estimate { peak, seconds, traffic: scratch_traffic } = *estimate;
-        let vocabulary = self.ends.vocabulary();
+        let vocabulary = self.ends(shape.tile).vocabulary();
         let hidden = self.model.hidden();
-        let Ends { embedding, head } = self.ends;
+        let mut ends = self.ends;
+        let at = usize::from(tiling.rows.is_some());
+        let Ends { embedding, head, .. } = ends.swap_remove(at);
         let weight_bytes =
             if shape.weights_stay { request.weights.all } else { request.weights.window };
         let mut plan = Plan {
             tokens: request.tokens,
-            mlp_tile: MLP_TILES[shape.tile],
+            mlp_tile: tiling.mlp,
+            row_tile: tiling.rows,
             programs,
             layers,
             segments,

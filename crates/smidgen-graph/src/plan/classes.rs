@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::search::{TILINGS, Tiling};
 use super::{Architecture, LayerPrograms, Request, padded, stem};
 use crate::autodiff::{Differentiated, differentiate};
 use crate::block::{Block, ValueId};
-use crate::layout::{Pins, Place, Program, lay_out};
+use crate::cost::Rates;
+use crate::layout::{Pins, Place, Program, Rows, lay_out};
 use crate::schedule::{self, Kept, Recount};
+use crate::step::{Source, Step};
 use crate::table;
 
 /// Layers that share a differentiated block.
@@ -49,6 +52,17 @@ impl Class {
     /// Whether there is a backward through it.
     pub fn walks_back(self, request: &Request) -> bool {
         self.trained && request.backward
+    }
+
+    /// Columns of the widest head of attention.
+    pub fn widest_head(self, model: &dyn Architecture, request: &Request) -> usize {
+        let block = self.block(model, request, TILINGS[0].mlp);
+        let graph = differentiate(&block, self.input_wanted);
+        let heads = graph.forward.iter().map(|step| match step {
+            Step::Attention { shape, .. } => shape.head_dim,
+            _ => 0,
+        });
+        heads.max().unwrap_or(0)
     }
 
     /// What a layer could keep beside what it always keeps, the best first: most seconds saved a
@@ -104,6 +118,7 @@ impl Choice {
 pub(super) struct Variant<'a> {
     class: Class,
     request: &'a Request,
+    rows: Rows,
     block: Block,
     graph: Differentiated,
     choices: &'a [Choice],
@@ -129,12 +144,13 @@ impl<'a> Variant<'a> {
         class: Class,
         model: &dyn Architecture,
         request: &'a Request,
-        tile: usize,
+        tiling: Tiling,
         choices: &'a [Choice],
     ) -> Self {
-        let block = class.block(model, request, tile);
+        let block = class.block(model, request, tiling.mlp);
         let graph = differentiate(&block, class.input_wanted);
-        Self { class, request, block, graph, choices }
+        let rows = Rows { all: request.tokens, tile: tiling.rows };
+        Self { class, request, rows, block, graph, choices }
     }
 
     /// What a layer keeps that takes the first `depth` choices.
@@ -176,12 +192,12 @@ impl<'a> Variant<'a> {
         &self,
         depth: usize,
     ) -> (Option<Program>, Option<Program>, Program, Vec<(ValueId, usize)>) {
-        let (tokens, graph) = (self.request.tokens, &self.graph);
+        let (rows, graph) = (self.rows, &self.graph);
         let input = graph.input.expect("a layer has an input");
         let output = graph.output.expect("a layer has an output");
         let pins =
             Pins { pins: vec![(input, Place::Input, true)], result: Some((output, Place::Input)) };
-        let infer = lay_out(schedule::forward(graph), &pins, tokens);
+        let infer = lay_out(schedule::forward(graph), &pins, rows);
         if !self.class.walks_back(self.request) {
             return (None, None, infer, vec![]);
         }
@@ -192,12 +208,12 @@ impl<'a> Variant<'a> {
         };
         let ends = vec![(input, Place::Input, false), (output, Place::Output, false)];
         let pins = Pins { pins: kept_pins(ends), result: None };
-        let forward = lay_out(schedule::forward(graph), &pins, tokens);
+        let forward = lay_out(schedule::forward(graph), &pins, rows);
         let cotangent = graph.d_output.expect("a trained layer has a gradient");
         let ends = vec![(input, Place::Input, false), (cotangent, Place::Scratch(0), true)];
         let result = graph.d_input.map(|d| (d, Place::Scratch(0)));
         let pins = Pins { pins: kept_pins(ends), result };
-        let backward = lay_out(schedule::backward(graph, &kept), &pins, tokens);
+        let backward = lay_out(schedule::backward(graph, &kept, rows.tile.is_some()), &pins, rows);
         let kept = kept.iter().map(|v| (*v, graph.values[v.0 as usize].cols)).collect();
         (Some(forward), Some(backward), infer, kept)
     }
@@ -206,5 +222,24 @@ impl<'a> Variant<'a> {
 /// Seconds of a program's steps.
 pub(super) fn program_seconds(program: &Program, request: &Request) -> f64 {
     let cols = |v: ValueId| program.values[v.0 as usize].cols;
-    program.steps.iter().map(|s| request.rates.step(s, request.tokens, cols)).sum()
+    let rows = Rows { all: request.tokens, tile: program.row_tile };
+    let again = (rows.bands() - 1) as f64;
+    let step = |s: &Step| request.rates.step(s, request.tokens, cols);
+    program.steps.iter().map(|s| step(s) + again * band_seconds(s, &request.rates)).sum()
+}
+
+/// FLOPs that unpacking a weight takes as long as.
+const UNPACKING: f64 = 18.0;
+
+/// Seconds that a step takes longer for another band of the same rows.
+fn band_seconds(step: &Step, rates: &Rates) -> f64 {
+    let Step::Gemm { terms, .. } = step else { return rates.call };
+    let weights = terms.iter().filter(|t| matches!(t.b, Source::Weight(_)));
+    let unpacked: usize = weights.map(|t| t.depth() * t.width()).sum();
+    rates.call + unpacking_seconds(unpacked, rates)
+}
+
+/// Seconds of unpacking so many weights.
+pub(super) fn unpacking_seconds(weights: usize, rates: &Rates) -> f64 {
+    UNPACKING * weights as f64 / rates.products
 }

@@ -7,23 +7,44 @@
 
 use std::collections::BTreeMap;
 
-use super::classes::{Choice, Class, Measure, Variant, program_seconds};
+use super::classes::{Choice, Class, Measure, Variant, program_seconds, unpacking_seconds};
 use super::{
     Architecture, Budget, CurvePoint, Gradients, LayerPrograms, Paged, Request, Traffic, padded,
 };
 use crate::autodiff::differentiate;
 use crate::block::Block;
-use crate::layout::{Pins, Place, Program, lay_out};
+use crate::layout::{Pins, Place, Program, Rows, lay_out};
 use crate::schedule::{self, Kept};
 use crate::table;
 
-/// Widths of an MLP tile: wide tiles share work among threads better.
-pub(super) const MLP_TILES: [usize; 3] = [1024, 512, 256];
+/// How large the pieces are that a block is worked on in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiling {
+    /// Width of an MLP tile: wide tiles share work among threads better.
+    pub mlp: usize,
+    /// Rows of a band; none for all rows at once.
+    pub rows: Option<usize>,
+}
+
+/// Rows of a band: whole grains of the gradient's sums over tokens, and whole steps of attention's
+/// walks over keys and queries, so that no sum depends on them.
+pub const ROW_TILE: usize = 256;
+
+/// The widest head whose walks of attention take steps that a band is a whole number of.
+const BANDED_HEAD_DIM: usize = 256;
+
+/// From the fastest to the smallest. The last is for more rows than a band's.
+pub(super) const TILINGS: [Tiling; 4] = [
+    Tiling { mlp: 1024, rows: None },
+    Tiling { mlp: 512, rows: None },
+    Tiling { mlp: 256, rows: None },
+    Tiling { mlp: 256, rows: Some(ROW_TILE) },
+];
 
 /// One way to run a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// Index into [`MLP_TILES`].
+    /// Index into [`TILINGS`].
     pub tile: usize,
     /// Entries of the sorted order that are kept, among layers whose values stay in memory.
     pub kept: usize,
@@ -65,12 +86,14 @@ pub(super) struct Search<'a> {
     params: [usize; 2],
     /// Words of the optimiser's states of all layers, and of the largest.
     state_words: [usize; 2],
-    pub ends: Ends,
+    /// With all rows at once and, where bands of rows are looked at, in those.
+    pub ends: Vec<Ends>,
 }
 
 /// The blocks at the model's ends with their programs.
 #[derive(Debug)]
 pub(super) struct Ends {
+    rows: Rows,
     pub embedding: (Block, Program),
     pub head: (Block, Program, Program),
 }
@@ -107,8 +130,12 @@ impl<'a> Search<'a> {
         }
         // What is worth keeping is the same for every tile; few tiles are looked at fastest.
         let choices: Vec<Vec<Choice>> =
-            classes.iter().map(|c| c.choices(model, request, MLP_TILES[0])).collect();
-        let ends = Ends::new(model, request);
+            classes.iter().map(|c| c.choices(model, request, TILINGS[0].mlp)).collect();
+        let bands = request.tokens > ROW_TILE
+            && classes.iter().all(|c| c.widest_head(model, request) <= BANDED_HEAD_DIM);
+        let banded = bands.then_some(ROW_TILE).map(Some);
+        let ends =
+            [None].into_iter().chain(banded).map(|rows| Ends::new(model, request, rows)).collect();
         let order = Vec::new();
         let (measures, params, state_words) = (Vec::new(), [0; 2], [0; 2]);
         let mut search = Self {
@@ -123,7 +150,8 @@ impl<'a> Search<'a> {
             state_words,
             ends,
         };
-        search.measures = (0..MLP_TILES.len())
+        let tilings = TILINGS.len() - usize::from(!bands);
+        search.measures = (0..tilings)
             .map(|tile| (0..search.classes.len()).map(|c| search.measure(tile, c)).collect())
             .collect();
         search.order = search.sorted();
@@ -139,7 +167,12 @@ impl<'a> Search<'a> {
 
     fn variant(&self, tile: usize, class: usize) -> Variant<'_> {
         let choices = &self.choices[class];
-        Variant::new(self.classes[class], self.model, self.request, MLP_TILES[tile], choices)
+        Variant::new(self.classes[class], self.model, self.request, TILINGS[tile], choices)
+    }
+
+    /// The model's ends as a tiling works on them.
+    pub fn ends(&self, tile: usize) -> &Ends {
+        &self.ends[usize::from(TILINGS[tile].rows.is_some())]
     }
 
     fn measure(&self, tile: usize, class: usize) -> Vec<Measure> {
@@ -245,7 +278,7 @@ impl<'a> Search<'a> {
         let trained = self.trained().len();
         let most_spooled = if self.request.spool { trained.saturating_sub(1) } else { 0 };
         let deepest = self.choices.iter().map(Vec::len).max().unwrap_or(0);
-        for tile in 0..MLP_TILES.len() {
+        for tile in 0..self.measures.len() {
             for spooled in 0..=most_spooled {
                 let depths = if spooled == 0 { 0 } else { deepest };
                 for shared_depth in 0..=depths {
@@ -345,7 +378,7 @@ impl<'a> Search<'a> {
     fn lists(&self, tile: usize, sums: &Sums) -> u64 {
         let used = sums.counts.iter().filter(|(_, layers)| **layers > 0);
         let layers = used.map(|((class, depth), _)| self.measures[tile][*class][*depth].lists);
-        (layers.sum::<usize>() + self.ends.lists()) as u64
+        (layers.sum::<usize>() + self.ends(tile).lists()) as u64
     }
 
     /// Numbers of the arena: scratch, inputs, kept values.
@@ -353,7 +386,8 @@ impl<'a> Search<'a> {
         let used = sums.counts.iter().filter(|(_, layers)| **layers > 0);
         let layers =
             used.map(|((class, depth), _)| self.measures[shape.tile][*class][*depth].scratch);
-        let scratch = layers.max().unwrap_or(0).max(self.ends.scratch(self.request.backward));
+        let scratch =
+            layers.max().unwrap_or(0).max(self.ends(shape.tile).scratch(self.request.backward));
         let trained = self.trained().len();
         let places = match (shape.segments, shape.spooled) {
             (1, 0) => trained + 1,
@@ -408,7 +442,7 @@ impl<'a> Search<'a> {
         let again: f64 = again.map(|layer| self.measured(shape.tile, layer, 0).infer).sum();
         let params = if self.request.backward { self.params[0] } else { 0 };
         let states = self.request.optimizer_state.len().max(1) as f64 / 2.0;
-        let pass = self.ends.seconds(self.request) + sums.layers + again;
+        let pass = self.ends(shape.tile).seconds(self.request) + sums.layers + again;
         *passes as f64 * pass + states * params as f64 / rates.optimizer
     }
 
@@ -418,7 +452,8 @@ impl<'a> Search<'a> {
         let layers = weights.all.saturating_sub(weights.head) as f64;
         let again = 1.0 - 1.0 / shape.segments as f64;
         let walks = if *backward { 2.0 + again } else { 1.0 };
-        *passes as f64 * (walks * layers + weights.head as f64) / rates.weights
+        let head = self.ends(shape.tile).rows.bands() as f64 * weights.head as f64;
+        *passes as f64 * (walks * layers + head) / rates.weights
     }
 
     /// The trained layers in `count` runs, the longest first.
@@ -469,22 +504,23 @@ impl Measure {
 }
 
 impl Ends {
-    fn new(model: &dyn Architecture, request: &Request) -> Self {
-        let tokens = request.tokens;
+    fn new(model: &dyn Architecture, request: &Request, tile: Option<usize>) -> Self {
+        let rows = Rows { all: request.tokens, tile };
         let block = model.embedding_block();
         let graph = differentiate(&block, false);
         let output = graph.output.expect("an embedding has an output");
         let pins = Pins { pins: vec![], result: Some((output, Place::Output)) };
-        let embedding = (block, lay_out(schedule::forward(&graph), &pins, tokens));
+        let embedding = (block, lay_out(schedule::forward(&graph), &pins, rows));
         let block = model.head_block();
         let graph = differentiate(&block, true);
         let input = graph.input.expect("a head has an input");
         let d_input = graph.d_input.expect("a head has a gradient");
         let mut pins = Pins { pins: vec![(input, Place::Input, false)], result: None };
-        let infer = lay_out(schedule::forward(&graph), &pins, tokens);
+        let infer = lay_out(schedule::forward(&graph), &pins, rows);
         pins.result = Some((d_input, Place::Scratch(0)));
-        let train = lay_out(schedule::backward(&graph, &Kept::new()), &pins, tokens);
-        Self { embedding, head: (block, train, infer) }
+        let in_bands = tile.is_some();
+        let train = lay_out(schedule::backward(&graph, &Kept::new(), in_bands), &pins, rows);
+        Self { rows, embedding, head: (block, train, infer) }
     }
 
     fn lists(&self) -> usize {
@@ -506,6 +542,9 @@ impl Ends {
         let head = if request.backward { &self.head.1 } else { &self.head.2 };
         let hidden = self.head.0.input.map_or(0, |v| self.head.0.values[v.0 as usize].cols);
         let sweep = request.rates.head(request.tokens, hidden, self.vocabulary(), request.backward);
-        program_seconds(&self.embedding.1, request) + program_seconds(head, request) + sweep
+        let products = if request.backward { 2 } else { 1 };
+        let unpacked = (self.rows.bands() - 1) * products * hidden * self.vocabulary();
+        let again = unpacking_seconds(unpacked, &request.rates);
+        program_seconds(&self.embedding.1, request) + program_seconds(head, request) + sweep + again
     }
 }

@@ -7,7 +7,7 @@ use super::panel::Packed;
 use super::scores::{PerQuery, view};
 use super::{
     AttentionGradient, AttentionTile, KEY_WALK, PART, QUERY_BLOCK, SCORE_STRIDE, blocks,
-    split_scratch, trim, within,
+    blocks_back, split_scratch, trim, within,
 };
 use crate::arch::{Kernels, MatMut};
 
@@ -78,10 +78,11 @@ impl Kernels {
         self.add_product((dq, all.start < keys.start), ds.as_ref(), panels.k, cols);
     }
 
-    /// The gradients `dk` and `dv` (keys x head_dim) of some keys and values, from the queries of
-    /// every query head of their group: head by head, and within a head in order of position.
+    /// Adds to the gradients `dk` and `dv` (keys x head_dim) of some keys and values what the tile's
+    /// queries bring: from the last step of queries to the first, in each head by head.
     ///
-    /// The tile holds those keys and every query that sees one of them.
+    /// Zeros, and then calls for the queries from a whole number of steps on, the last ones first,
+    /// give the bits of one call for all of them.
     ///
     /// # Panics
     /// As [`Kernels::attention`].
@@ -96,17 +97,12 @@ impl Kernels {
         tile.check();
         gradient.check(tile);
         let head_dim = tile.k.cols();
-        assert!(tile.k.rows() == 0 || tile.first_query <= tile.first_key, "queries of the keys");
         assert_eq!((dk.rows(), dk.cols()), (tile.k.rows(), head_dim), "dk");
         assert_eq!((dv.rows(), dv.cols()), (tile.k.rows(), head_dim), "dv");
         let (mut dk, mut dv) = (dk, dv);
-        for row in 0..tile.k.rows() {
-            dk.row_mut(row).fill(0.0);
-            dv.row_mut(row).fill(0.0);
-        }
         for keys in blocks(tile.keys(), KEY_WALK) {
-            for head in 0..tile.heads() {
-                for block in blocks(tile.queries_of_all(&keys), tile.step()) {
+            for block in blocks_back(tile.queries_of_all(&keys), tile.step()) {
+                for head in 0..tile.heads() {
                     let at = (head, &keys, &block);
                     let d_kv = (dk.reborrow(), dv.reborrow());
                     self.backward_kv_step(tile, gradient, at, d_kv, scratch);

@@ -11,16 +11,16 @@ use smidgen_kernels::{
 
 use super::{Frame, bands};
 use crate::arena::{Reads, carve};
-use crate::pass::Segment;
+use crate::band::Part;
 use crate::weights::BlockAt;
 
-/// What both directions read of the forward.
+/// What both directions read of the forward: queries of the band, keys and values of the pass.
 struct Operands<'a> {
     q: MatRef<'a>,
     k: MatRef<'a>,
     v: MatRef<'a>,
     shape: AttentionShape,
-    segments: &'a [Segment],
+    parts: &'a [Part],
     /// Whether k and v are those of a cache, all positions from 0 on.
     cached: bool,
 }
@@ -33,16 +33,16 @@ impl<'a> Operands<'a> {
     }
 
     /// The queries of `rows` of a key head's group with the keys of their sequence.
-    fn queries(&self, kv: usize, segment: usize, rows: &Range<usize>) -> AttentionTile<'a> {
+    fn queries(&self, kv: usize, part: usize, rows: &Range<usize>) -> AttentionTile<'a> {
         let [key_cols, query_cols] = self.cols(kv);
-        let segment = &self.segments[segment];
-        let keys = if self.cached { 0..self.k.rows() } else { segment.rows.clone() };
+        let part = &self.parts[part];
+        let keys = if self.cached { 0..self.k.rows() } else { part.keys() };
         let key_part = |m: MatRef<'a>| m.rows_range(keys.clone()).cols_range(key_cols.clone());
         AttentionTile {
             q: self.q.rows_range(rows.clone()).cols_range(query_cols),
             k: key_part(self.k),
             v: key_part(self.v),
-            first_query: segment.first_position + rows.start - segment.rows.start,
+            first_query: part.first_position + rows.start - part.rows.start,
             first_key: 0,
             scale: self.shape.scale,
             window: self.shape.window,
@@ -50,25 +50,28 @@ impl<'a> Operands<'a> {
     }
 
     /// The keys of `rows` of a key head with all queries of their group that may see them, and
-    /// those queries' rows.
+    /// those queries' rows in the band.
     fn keys(
         &self,
         kv: usize,
-        segment: usize,
+        part: usize,
         rows: &Range<usize>,
     ) -> (AttentionTile<'a>, Range<usize>) {
         let [key_cols, query_cols] = self.cols(kv);
-        let segment = &self.segments[segment].rows;
-        let end =
-            self.shape.window.map_or(segment.end, |w| segment.end.min(rows.end.saturating_add(w)));
-        let queries = rows.start..end;
+        let part = &self.parts[part];
+        let keys = rows.start - part.sequence.start..rows.end - part.sequence.start;
+        let last = part.first_position + part.rows.len();
+        let first = keys.start.max(part.first_position);
+        let end = self.shape.window.map_or(last, |w| last.min(keys.end.saturating_add(w)));
+        let row = |position: usize| part.rows.start + position - part.first_position;
+        let queries = row(first)..row(end.max(first));
         let key_part = |m: MatRef<'a>| m.rows_range(rows.clone()).cols_range(key_cols.clone());
         let tile = AttentionTile {
             q: self.q.rows_range(queries.clone()).cols_range(query_cols),
             k: key_part(self.k),
             v: key_part(self.v),
-            first_query: rows.start - segment.start,
-            first_key: rows.start - segment.start,
+            first_query: first,
+            first_key: keys.start,
             scale: self.shape.scale,
             window: self.shape.window,
         };
@@ -81,14 +84,17 @@ impl Frame<'_> {
         let Step::Attention { q, k, v, o, lse, shape } = *step else { return };
         let rows = self.rows();
         let runs = self.runs(QUERY_BLOCK);
-        let [q, k, v] = [q, k, v].map(|v| self.range(v));
-        let ([o, lse], reads) = carve(self.arena, [self.range(o), self.range(lse)]);
+        let (q, own) = (self.range(q), [k, v].map(|v| self.range(v)));
+        let [k, v] = [k, v].map(|v| self.whole(v));
+        let lse_place = self.heads_of(lse);
+        let ([o, lse], reads) = carve(self.arena, [self.range(o), lse_place.range.clone()]);
         let (mut keys, mut values) = (reads.get(k), reads.get(v));
         let cached = self.cache.is_some();
-        if let (Some(cache), BlockAt::Layer(layer), Some(segment)) =
-            (&mut self.cache, self.at, self.pass.segments.first())
+        if let (Some(cache), BlockAt::Layer(layer), Some(part)) =
+            (&mut self.cache, self.at, self.band.parts.first())
         {
-            (keys, values) = cache.append(layer, segment.first_position, keys, values);
+            let [k, v] = own.map(|range| reads.get(range));
+            (keys, values) = cache.append(layer, part.first_position, k, v);
         }
         let key_rows = keys.len() / shape.key_cols();
         let operands = Operands {
@@ -96,21 +102,23 @@ impl Frame<'_> {
             k: MatRef::new(keys, key_rows, shape.key_cols()),
             v: MatRef::new(values, key_rows, shape.key_cols()),
             shape,
-            segments: &self.pass.segments,
+            parts: &self.band.parts,
             cached,
         };
         let group = shape.heads / shape.kv_heads;
         let runs = runs.as_slice();
         let o = last_bands(MatMut::new(o, rows, shape.query_cols()), runs);
-        let lse = last_col_bands(MatMut::new(lse, shape.heads, rows), runs);
+        let lse = MatMut::new(lse, shape.heads, lse_place.stride);
+        let lse = lse.split_at_col(lse_place.first).1.split_at_col(rows).0;
+        let lse = last_col_bands(lse, runs);
         let tasks = o.zip(lse).flat_map(|((run, o), lse)| {
             let heads = o.col_tiles(group * shape.head_dim).zip(lse.row_tiles(group));
             heads.enumerate().map(move |(kv, ((_, o), (_, lse)))| (kv, run, o, lse))
         });
         let kernels = self.kernels;
         self.pool.run(tasks, |(kv, run, o, lse), scratch| {
-            let (segment, rows) = &runs[run];
-            kernels.attention(&operands.queries(kv, *segment, rows), o, lse, scratch);
+            let (part, rows) = &runs[run];
+            kernels.attention(&operands.queries(kv, *part, rows), o, lse, scratch);
         });
     }
 
@@ -118,12 +126,14 @@ impl Frame<'_> {
         let Step::AttentionDelta { o, d_o, delta, shape } = *step else { return };
         let rows = self.rows();
         let (o, d_o) = (self.range(o), self.range(d_o));
-        let ([delta], reads) = carve(self.arena, [self.range(delta)]);
+        let delta = self.heads_of(delta);
+        let ([numbers], reads) = carve(self.arena, [delta.range]);
         let matrix = |r| MatRef::new(reads.get(r), rows, shape.query_cols());
         let (o, d_o) = (matrix(o), matrix(d_o));
         let kernels = self.kernels;
-        self.pool.run(delta.chunks_exact_mut(rows).enumerate(), |(head, delta), _| {
+        self.pool.run(numbers.chunks_exact_mut(delta.stride).enumerate(), |(head, row), _| {
             let cols = head * shape.head_dim..(head + 1) * shape.head_dim;
+            let delta = &mut row[delta.first..delta.first + rows];
             kernels.attention_delta(d_o.cols_range(cols.clone()), o.cols_range(cols), delta);
         });
     }
@@ -136,7 +146,7 @@ impl Frame<'_> {
         let runs = self.runs(QUERY_BLOCK);
         let saved = Saved::places(self, [q, k, v], [d_o, lse, delta], shape);
         let ([dq], reads) = carve(self.arena, [self.range(dq)]);
-        let (operands, gradient) = saved.read(&reads, &self.pass.segments, rows);
+        let (operands, gradient) = saved.read(&reads, &self.band.parts, [rows, self.pass.rows()]);
         let group = shape.heads / shape.kv_heads;
         let runs = runs.as_slice();
         let dq = last_bands(MatMut::new(dq, rows, shape.query_cols()), runs);
@@ -146,9 +156,9 @@ impl Frame<'_> {
         });
         let kernels = self.kernels;
         self.pool.run(tasks, |(kv, run, dq), scratch| {
-            let (segment, rows) = &runs[run];
+            let (part, rows) = &runs[run];
             let local = gradient.part(&operands, kv, rows);
-            let tile = operands.queries(kv, *segment, rows);
+            let tile = operands.queries(kv, *part, rows);
             kernels.attention_backward_q(&tile, &local, dq, scratch);
         });
     }
@@ -159,26 +169,78 @@ impl Frame<'_> {
         };
         let rows = self.rows();
         // Whole walks are less work, but a thread with nothing to do is worse.
-        let walks = self.runs(KEY_WALK);
+        let walks = self.key_runs(KEY_WALK, shape);
         let enough = walks.len() * shape.kv_heads >= 2 * self.pool.threads();
-        let runs = if enough { walks } else { self.runs(KEY_BLOCK) };
+        let runs = if enough { walks } else { self.key_runs(KEY_BLOCK, shape) };
+        let (Some((_, first)), Some((_, last))) = (runs.first(), runs.last()) else { return };
+        let seen = first.start..last.end;
         let saved = Saved::places(self, [q, k, v], [d_o, lse, delta], shape);
-        let ([dk, dv], reads) = carve(self.arena, [self.range(dk), self.range(dv)]);
-        let (operands, gradient) = saved.read(&reads, &self.pass.segments, rows);
+        for part in self.band.parts.iter().filter(|p| p.ends_sequence()) {
+            for d in [dk, dv] {
+                let range = self.rows_of(d, &part.sequence);
+                self.arena[range].fill(0.0);
+            }
+        }
+        let (dk, dv) = (self.rows_of(dk, &seen), self.rows_of(dv, &seen));
+        let ([dk, dv], reads) = carve(self.arena, [dk, dv]);
+        let (operands, gradient) = saved.read(&reads, &self.band.parts, [rows, self.pass.rows()]);
         let runs = runs.as_slice();
-        let [dk, dv] = [dk, dv].map(|d| bands(MatMut::new(d, rows, shape.key_cols()), runs));
+        let [dk, dv] = [dk, dv].map(|d| bands(MatMut::new(d, seen.len(), shape.key_cols()), runs));
         let tasks = dk.zip(dv).flat_map(|((run, dk), (_, dv))| {
             let heads = dk.col_tiles(shape.head_dim).zip(dv.col_tiles(shape.head_dim));
             heads.enumerate().map(move |(kv, ((_, dk), (_, dv)))| (kv, run, dk, dv))
         });
         let kernels = self.kernels;
         self.pool.run(tasks, |(kv, run, dk, dv), scratch| {
-            let (segment, rows) = &runs[run];
-            let (tile, queries) = operands.keys(kv, *segment, rows);
+            let (part, rows) = &runs[run];
+            let (tile, queries) = operands.keys(kv, *part, rows);
             let local = gradient.part(&operands, kv, &queries);
             kernels.attention_backward_kv(&tile, &local, dk, dv, scratch);
         });
     }
+
+    /// Runs of at most `size` rows of the pass that hold keys which the band's queries see, those
+    /// of a sequence from a whole walk on: (part, rows).
+    fn key_runs(&self, size: usize, shape: AttentionShape) -> Vec<(usize, Range<usize>)> {
+        let mut runs = Vec::new();
+        for (i, part) in self.band.parts.iter().enumerate() {
+            let hidden = shape.window.map_or(0, |w| (part.first_position + 1).saturating_sub(w));
+            let Range { start, end } = part.keys();
+            for start in (start + hidden - hidden % KEY_WALK..end).step_by(size) {
+                runs.push((i, start..(start + size).min(end)));
+            }
+        }
+        runs
+    }
+
+    /// Where a value with a row for each head, and a column for each token, has the band's columns.
+    fn heads_of(&self, v: ValueId) -> HeadRows {
+        if self.program.places[&v].whole {
+            let (stride, first) = (self.pass.rows(), self.band.rows.start);
+            HeadRows { range: self.whole(v), stride, first }
+        } else {
+            HeadRows { range: self.range(v), stride: self.rows(), first: 0 }
+        }
+    }
+}
+
+impl Part {
+    /// Rows of the pass up to the part's last: the keys that its queries may see.
+    fn keys(&self) -> Range<usize> {
+        let end = self.sequence.start + self.first_position + self.rows.len();
+        self.sequence.start..end.min(self.sequence.end)
+    }
+
+    fn ends_sequence(&self) -> bool {
+        self.first_position + self.rows.len() == self.sequence.len()
+    }
+}
+
+/// A row for each head: numbers of the arena, how far rows are apart, and the band's first column.
+struct HeadRows {
+    range: Range<usize>,
+    stride: usize,
+    first: usize,
 }
 
 /// Bands of a matrix, one a run, from the last run back: the last queries see the most keys.
@@ -211,26 +273,26 @@ fn last_col_bands<'a>(
 struct Saved {
     qkv: [Range<usize>; 3],
     d_o: Range<usize>,
-    lse: Range<usize>,
-    delta: Range<usize>,
+    lse: HeadRows,
+    delta: HeadRows,
     shape: AttentionShape,
 }
 
-/// The gradient's operands over all rows.
+/// The gradient's operands over the band.
 struct Gradient<'a>(AttentionGradient<'a>);
 
 impl Saved {
     fn places(
         frame: &Frame<'_>,
-        qkv: [ValueId; 3],
+        [q, k, v]: [ValueId; 3],
         [d_o, lse, delta]: [ValueId; 3],
         shape: AttentionShape,
     ) -> Self {
         Self {
-            qkv: qkv.map(|v| frame.range(v)),
+            qkv: [frame.range(q), frame.whole(k), frame.whole(v)],
             d_o: frame.range(d_o),
-            lse: frame.range(lse),
-            delta: frame.range(delta),
+            lse: frame.heads_of(lse),
+            delta: frame.heads_of(delta),
             shape,
         }
     }
@@ -238,23 +300,25 @@ impl Saved {
     fn read<'a>(
         self,
         reads: &Reads<'a>,
-        segments: &'a [Segment],
-        rows: usize,
+        parts: &'a [Part],
+        [rows, all_rows]: [usize; 2],
     ) -> (Operands<'a>, Gradient<'a>) {
         let shape = self.shape;
-        let matrix = |range: Range<usize>, cols| MatRef::new(reads.get(range), rows, cols);
+        let matrix = |range: Range<usize>, rows, cols| MatRef::new(reads.get(range), rows, cols);
         let [q, k, v] = self.qkv;
         let operands = Operands {
-            q: matrix(q, shape.query_cols()),
-            k: matrix(k, shape.key_cols()),
-            v: matrix(v, shape.key_cols()),
+            q: matrix(q, rows, shape.query_cols()),
+            k: matrix(k, all_rows, shape.key_cols()),
+            v: matrix(v, all_rows, shape.key_cols()),
             shape,
-            segments,
+            parts,
             cached: false,
         };
-        let a_head = |range: Range<usize>| MatRef::new(reads.get(range), shape.heads, rows);
+        let a_head = |HeadRows { range, stride, first }| {
+            MatRef::new(reads.get(range), shape.heads, stride).cols_range(first..first + rows)
+        };
         let gradient = AttentionGradient {
-            d_o: matrix(self.d_o, shape.query_cols()),
+            d_o: matrix(self.d_o, rows, shape.query_cols()),
             lse: a_head(self.lse),
             delta: a_head(self.delta),
         };

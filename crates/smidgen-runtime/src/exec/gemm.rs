@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use smidgen_graph::{ParamId, Source, Start, Term as Product, ValueId};
+use smidgen_graph::{GRAIN, ParamId, Source, Start, Term as Product, ValueId};
 use smidgen_kernels::{Init, MatMut, MatRef, Matrix, Operand, Term, Tiling};
 
 use super::Frame;
@@ -70,14 +70,18 @@ impl Frame<'_> {
         let whole = MatMut::new(gradient, slot.rows, slot.cols);
         let (_, from) = whole.split_at_col(cols.start);
         let (c, _) = from.split_at_col(cols.len());
-        let (kernels, segments) = (self.kernels, &self.pass.segments);
+        let (kernels, parts) = (self.kernels, &self.band.parts);
         let tiling = Tiling { unit: 1, threads: self.pool.threads() };
         self.pool.run(tiling.tasks(c), |(row, col, mut tile), scratch| {
             let (m, n) = (row..row + tile.rows(), col..col + tile.cols());
-            for segment in segments {
-                let l = l.rows_range(segment.rows.clone()).cols_range(m.clone());
-                let r = r.rows_range(segment.rows.clone()).cols_range(n.clone());
-                kernels.gemm_tn(tile.reborrow(), true, l, r, scratch);
+            for part in parts {
+                // From the last grain back, as bands of rows come.
+                for start in part.rows.clone().step_by(GRAIN).rev() {
+                    let grain = start..part.rows.end.min(start + GRAIN);
+                    let l = l.rows_range(grain.clone()).cols_range(m.clone());
+                    let r = r.rows_range(grain).cols_range(n.clone());
+                    kernels.gemm_tn(tile.reborrow(), true, l, r, scratch);
+                }
             }
         });
     }

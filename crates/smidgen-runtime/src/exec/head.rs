@@ -7,11 +7,13 @@
 
 use std::ops::Range;
 
+use smidgen_graph::schedule::Order;
 use smidgen_graph::{Step, ValueId, WeightId, ops::HEAD_TILE};
 use smidgen_kernels::{Init, MatMut, MatRef, Matrix, Operand, QuantMatrix, RowState, Term, Tiling};
 
 use super::{Frame, token};
 use crate::arena::carve;
+use crate::band::bands as bands_of;
 use crate::error::{Error, Result};
 use crate::pass::SegmentLoss;
 use crate::profile::{Lap, Phase, Work};
@@ -92,7 +94,7 @@ impl Frame<'_> {
         let (range, cols) = (self.range(x), self.cols(x));
         self.head.rows.clear();
         self.head.targets.clear();
-        for (row, target) in self.pass.targets.iter().enumerate() {
+        for (row, target) in self.pass.targets[self.band.rows.clone()].iter().enumerate() {
             if let Some(target) = *target {
                 token(target, vocabulary)?;
                 let to = range.start + self.head.rows.len() * cols;
@@ -197,28 +199,30 @@ impl Frame<'_> {
         let mut bytes = vec![0; row_bytes];
         let cols = tensor.cols;
         let HeadState { rows, targets, states, row: w, losses, .. } = &mut *self.head;
-        losses.clear();
-        losses.resize(self.pass.segments.len(), SegmentLoss::default());
-        let mut segment = 0;
+        if self.band.rows.start == 0 {
+            losses.clear();
+            losses.resize(self.pass.segments.len(), SegmentLoss::default());
+        }
+        let mut part = 0;
         let mut results = Vec::with_capacity(rows.len());
         for (&row, state) in rows.iter().zip(states.iter()) {
-            while !self.pass.segments[segment].rows.contains(&row) {
-                segment += 1;
+            while !self.band.parts[part].rows.contains(&row) {
+                part += 1;
             }
             let result = state.finish(self.pass.weight);
             if !result.loss.is_finite() {
+                let row = self.band.rows.start + row;
                 let place = format!("token {row} of a pass of {}", self.pass.rows());
                 return Err(Error::NotFinite { loss: result.loss, place });
             }
-            let sum = &mut losses[segment];
+            let sum = &mut losses[self.band.parts[part].number];
             sum.sum += result.loss;
             sum.targets += 1;
             sum.correct += usize::from(result.correct);
             results.push(result);
         }
         let Some(dx) = dx else { return Ok(()) };
-        let total = self.pass.rows();
-        let mut end = total;
+        let mut end = self.band.rows.len();
         for (at, (&row, result)) in rows.iter().zip(&results).enumerate().rev() {
             let id = targets[at] as usize;
             let offset = tensor.range.start + id * row_bytes;
@@ -247,18 +251,24 @@ impl Frame<'_> {
         first_row: usize,
         visit: &mut dyn FnMut(usize, MatRef<'_>),
     ) -> Result<()> {
-        for step in &self.program.steps {
-            match step {
-                Step::Head { weight, x, .. } => {
-                    let cols = self.cols(*x);
-                    let range = self.range(*x);
-                    let x = self.arena[range.start + first_row * cols..range.end].to_vec();
-                    self.visit_logits(*weight, &x, visit)?;
+        let program = self.program;
+        let (mut rows, mut head) = (Vec::new(), None);
+        for band in bands_of(self.pass, program.row_tile, Order::Forth) {
+            self.band = band;
+            for step in &program.steps {
+                match step {
+                    Step::Head { weight, x, .. } => {
+                        let wanted = first_row.saturating_sub(self.band.rows.start);
+                        let (range, cols) = (self.range(*x), self.cols(*x));
+                        let from = range.end.min(range.start + wanted * cols);
+                        rows.extend_from_slice(&self.arena[from..range.end]);
+                        head = Some(*weight);
+                    }
+                    other => self.step(other)?,
                 }
-                other => self.step(other)?,
             }
         }
-        Ok(())
+        head.map_or(Ok(()), |weight| self.visit_logits(weight, &rows, visit))
     }
 
     fn visit_logits(

@@ -14,6 +14,7 @@ use smidgen_graph::layout::{Place, Program};
 use smidgen_graph::{Block, Step, ValueId};
 use smidgen_kernels::{Kernels, MatMut, RopeTable};
 
+use crate::band::{Band, Part, bands as bands_of};
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::pass::Pass;
@@ -37,6 +38,8 @@ pub struct Frame<'a> {
     pub ropes: &'a [RopeTable],
     pub arena: &'a mut [f32],
     pub program: &'a Program,
+    /// The rows at work.
+    pub band: Band,
     pub block: &'a Block,
     pub at: BlockAt,
     pub binding: Binding<'a>,
@@ -58,17 +61,38 @@ impl Frame<'_> {
     /// Runs the whole program.
     pub fn run(&mut self) -> Result<()> {
         let program = self.program;
-        for (step, &remade) in program.steps.iter().zip(&program.remade) {
+        let mut start = 0;
+        for stage in &program.stages {
+            for band in bands_of(self.pass, program.row_tile, stage.order) {
+                self.band = band;
+                self.run_steps(start..stage.end)?;
+            }
+            start = stage.end;
+        }
+        Ok(())
+    }
+
+    /// Runs some steps for the band at work.
+    fn run_steps(&mut self, steps: Range<usize>) -> Result<()> {
+        let program = self.program;
+        for (step, &remade) in program.steps[steps.clone()].iter().zip(&program.remade[steps]) {
             let begin = Instant::now();
             self.step(step)?;
             if let Step::Head { .. } = step {
                 continue; // It counts its own parts.
             }
             let phase = if remade { Phase::Recompute } else { self.phase };
-            let flops = step.flops(self.rows(), |v| self.cols(v));
-            self.profile.add(phase, Work::of(step), begin.elapsed(), flops);
+            self.profile.add(phase, Work::of(step), begin.elapsed(), self.flops(step));
         }
         Ok(())
+    }
+
+    /// FLOPs of a step over the band at work: of its rows' attention, all that lies before them.
+    fn flops(&self, step: &Step) -> u64 {
+        let up_to = |rows: usize| step.flops(rows, |v| self.cols(v));
+        let of =
+            |part: &Part| up_to(part.first_position + part.rows.len()) - up_to(part.first_position);
+        self.band.parts.iter().map(of).sum()
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {
@@ -96,31 +120,50 @@ impl Frame<'_> {
         Ok(())
     }
 
+    /// Rows of the band at work.
     fn rows(&self) -> usize {
-        self.pass.rows()
+        self.band.rows.len()
     }
 
     fn cols(&self, v: ValueId) -> usize {
         self.program.values[v.0 as usize].cols
     }
 
-    /// Where a value's rows of this pass lie in the arena.
-    fn range(&self, v: ValueId) -> Range<usize> {
-        let start = match self.program.places[&v].place {
+    /// Where a value begins in the arena, and the first row that it holds.
+    fn place(&self, v: ValueId) -> (usize, usize) {
+        let placed = &self.program.places[&v];
+        let start = match placed.place {
             Place::Scratch(at) => at,
             Place::Input => self.binding.input,
             Place::Output => self.binding.output,
             Place::Kept(n) => self.binding.kept[n],
         };
-        start..start + self.rows() * self.cols(v)
+        (start, if placed.whole { 0 } else { self.band.rows.start })
     }
 
-    /// Runs of at most `size` rows, none across two sequences: (sequence, rows).
+    /// Where some rows of the pass, which a value holds, lie in the arena.
+    fn rows_of(&self, v: ValueId, rows: &Range<usize>) -> Range<usize> {
+        let (start, first) = self.place(v);
+        let at = |row: usize| start + (row - first) * self.cols(v);
+        at(rows.start)..at(rows.end)
+    }
+
+    /// Where a value's rows of the band at work lie in the arena.
+    fn range(&self, v: ValueId) -> Range<usize> {
+        self.rows_of(v, &self.band.rows)
+    }
+
+    /// Where a value that holds all rows of the pass lies in the arena.
+    fn whole(&self, v: ValueId) -> Range<usize> {
+        self.rows_of(v, &(0..self.pass.rows()))
+    }
+
+    /// Runs of at most `size` rows of the band, none across two sequences: (part, rows).
     fn runs(&self, size: usize) -> Vec<(usize, Range<usize>)> {
         let mut runs = Vec::new();
-        for (i, segment) in self.pass.segments.iter().enumerate() {
-            for start in segment.rows.clone().step_by(size) {
-                runs.push((i, start..(start + size).min(segment.rows.end)));
+        for (i, part) in self.band.parts.iter().enumerate() {
+            for start in part.rows.clone().step_by(size) {
+                runs.push((i, start..(start + size).min(part.rows.end)));
             }
         }
         runs

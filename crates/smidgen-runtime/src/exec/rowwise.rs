@@ -69,11 +69,11 @@ impl Frame<'_> {
             turn: if inverse { Turn::Back } else { Turn::Forth },
         };
         let tasks = bands(MatMut::new(&mut self.arena[to], rows, cols), &runs);
-        let (kernels, segments) = (self.kernels, &self.pass.segments);
+        let (kernels, parts) = (self.kernels, &self.band.parts);
         self.pool.run(tasks, |(run, band), _| {
-            let (segment, rows) = &runs[run];
-            let segment = &segments[*segment];
-            let position = segment.first_position + rows.start - segment.rows.start;
+            let (part, rows) = &runs[run];
+            let part = &parts[*part];
+            let position = part.first_position + rows.start - part.rows.start;
             kernels.rope_in_place(rope, position, band);
         });
     }
@@ -161,13 +161,12 @@ impl Frame<'_> {
         let runs = self.runs(task_rows(cols));
         let ([out], reads) = carve(self.arena, [to]);
         let x = MatRef::new(reads.get(from), rows, cols);
-        let (kernels, segments) = (self.kernels, &self.pass.segments);
+        let (kernels, parts) = (self.kernels, &self.band.parts);
         self.pool.run(bands(MatMut::new(out, rows, cols), &runs), |(run, band), _| {
-            let (segment, m) = &runs[run];
-            let segment = &segments[*segment];
-            let key =
-                DropoutKey { seed: mask.seed, step: mask.step, sample: segment.sample, tensor };
-            let first_row = m.start - segment.rows.start;
+            let (part, m) = &runs[run];
+            let part = &parts[*part];
+            let key = DropoutKey { seed: mask.seed, step: mask.step, sample: part.sample, tensor };
+            let first_row = part.first_position + m.start - part.rows.start;
             let place = DropoutPlace { first_row, first_col, total_cols };
             kernels.dropout(key, place, probability, x.rows_range(m.clone()), band);
         });
@@ -178,7 +177,8 @@ impl Frame<'_> {
         let row_bytes = tensor.range.len() / tensor.rows.max(1);
         let mut bytes = vec![0; row_bytes];
         let range = self.range(out);
-        for (id, row) in self.pass.ids.iter().zip(self.arena[range].chunks_exact_mut(tensor.cols)) {
+        let ids = &self.pass.ids[self.band.rows.clone()];
+        for (id, row) in ids.iter().zip(self.arena[range].chunks_exact_mut(tensor.cols)) {
             let at = tensor.range.start + token(*id, tensor.rows)? * row_bytes;
             self.weights.gguf().map().read_at(at as u64, &mut bytes)?;
             self.kernels.decode_row(tensor.format, &bytes, row);
