@@ -407,7 +407,10 @@ fn no_program_loses_a_number() {
                     match name {
                         "forward" => {
                             assert!(layer.kept.iter().all(|(v, _)| holds(*v)), "{what}: kept");
-                            assert!(input.is_some_and(holds) && output.is_some_and(holds));
+                            let in_place =
+                                output.map(|v| program.places[&v].place) == Some(Place::Input);
+                            assert!(output.is_some_and(holds), "{what}");
+                            assert!(in_place || input.is_some_and(holds), "{what}");
                         }
                         "infer" => {
                             let places: BTreeSet<_> = memory.pinned.keys().map(|p| p.0).collect();
@@ -489,7 +492,8 @@ fn walk_layers(plan: &Plan) {
         assert!(arena.holds(&input(l), (l, 0)), "layer {l} finds its input");
         kept(l).iter().enumerate().for_each(|(i, r)| arena.write(r, (l, i + 1)));
         arena.write(&output(l), (l + 1, 0));
-        assert!(arena.holds(&input(l), (l, 0)), "layer {l} leaves its input");
+        let left = input(l) == output(l) || arena.holds(&input(l), (l, 0));
+        assert!(left, "layer {l} leaves its input");
     };
     for (i, segment) in plan.segments.iter().enumerate() {
         assert!(arena.holds(&input(segment.start), (segment.start, 0)));
@@ -550,8 +554,8 @@ fn memory_grows_with_the_hidden_state_and_the_keys_alone() {
         assert_eq!(least(ROW_TILE).row_tile, None);
         let grown = (long.arena_len - short.arena_len) as f64 / (8 * ROW_TILE) as f64;
         let small = short.shared.len() as f64 / (8 * ROW_TILE) as f64;
-        // Two blocks' inputs, a gradient, and keys and values with their gradients.
-        let most = (3 * HIDDEN + 4 * 2 * HEAD_DIM) as f64 + small;
+        // A block's input, a gradient, and keys and values with their gradients.
+        let most = (2 * HIDDEN + 4 * 2 * HEAD_DIM) as f64 + small;
         assert!(grown <= most + 1.0, "{model:?}: {grown} numbers a token, not {most}");
     }
 }

@@ -48,6 +48,13 @@ enum Walk {
     Infer(usize),
 }
 
+/// What of a layer waits in the scratch file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    Input,
+    Kept,
+}
+
 /// A frame over an engine's parts. A macro, since the parts are borrowed one by one.
 macro_rules! frame {
     ($engine:ident, $block:expr, $program:expr, $at:expr, $binding:expr, $pass:expr,
@@ -271,8 +278,11 @@ impl Engine {
                     return Err(Error::Cancelled);
                 }
                 let walk = next.map_or(Walk::Forward, Walk::Infer);
+                let write = |spool: &Spool, at, value: &mut [f32]| spool.write(at, value);
+                // The output may take the input's place.
+                self.spool(layer, pass, Waiting::Input, write)?;
                 self.run_layer(layer, walk, pass, params, None)?;
-                self.spool(layer, pass, |spool, at, value| spool.write(at, value))?;
+                self.spool(layer, pass, Waiting::Kept, write)?;
             }
         }
         self.run_head(pass, true)?;
@@ -287,7 +297,9 @@ impl Engine {
                 self.arena.copy_within(gradient..gradient + len, 0);
             }
             for layer in segment.clone().rev() {
-                self.spool(layer, pass, |spool, at, value| spool.read(at, value))?;
+                for what in [Waiting::Input, Waiting::Kept] {
+                    self.spool(layer, pass, what, |spool, at, value| spool.read(at, value))?;
+                }
                 self.backward(layer, pass, params, on_block)?;
             }
         }
@@ -441,12 +453,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Hands a layer's input and each of its kept values to `work` with its place in the scratch
+    /// Hands a layer's input, or each of its kept values, to `work` with its place in the scratch
     /// file, if they go there.
     fn spool(
         &mut self,
         layer: usize,
         pass: &Pass,
+        what: Waiting,
         work: impl Fn(&Spool, usize, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         let place = &self.plan.layers[layer];
@@ -454,8 +467,11 @@ impl Engine {
         let mut lap = Lap::begin();
         let kept = &self.plan.programs[place.programs].kept;
         let kept = place.kept.iter().zip(kept).map(|(start, (_, cols))| (*start, *cols));
-        for (start, cols) in [(place.input, self.hidden)].into_iter().chain(kept) {
-            work(spool, at, &mut self.arena[start..start + pass.rows() * cols])?;
+        let input = [(Waiting::Input, place.input, self.hidden)].into_iter();
+        for (of, start, cols) in input.chain(kept.map(|(at, cols)| (Waiting::Kept, at, cols))) {
+            if of == what {
+                work(spool, at, &mut self.arena[start..start + pass.rows() * cols])?;
+            }
             at += self.plan.tokens * cols;
         }
         lap.end(&mut self.profile, Phase::Paging, Work::Other, 0);

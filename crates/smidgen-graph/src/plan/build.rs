@@ -33,7 +33,7 @@ impl Search<'_> {
         for (layer, &depth) in depths.iter().enumerate() {
             let class = self.class_of[layer];
             let at = *made.entry((class, depth)).or_insert_with(|| {
-                programs.push(self.programs(shape.tile, class, depth));
+                programs.push(self.programs(shape, class, depth));
                 programs.len() - 1
             });
             let trained = self.trained().contains(&layer);
@@ -117,9 +117,10 @@ impl Search<'_> {
         // Where an input was that is in the scratch file by now.
         let mut free = None;
         let first_own = self.trained().start + shape.spooled;
+        let in_place = self.in_place(shape);
         for (i, layer) in layers.iter_mut().enumerate() {
             (layer.input, layer.output) = (input, input);
-            if layer.trained {
+            if layer.trained && !in_place {
                 layer.output = free.take().unwrap_or_else(|| places.take(self.hidden_len()));
                 input = layer.output;
                 free = (i < first_own).then_some(layer.input);

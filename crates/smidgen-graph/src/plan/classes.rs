@@ -118,7 +118,7 @@ impl Choice {
 pub(super) struct Variant<'a> {
     class: Class,
     request: &'a Request,
-    rows: Rows,
+    tiling: Tiling,
     block: Block,
     graph: Differentiated,
     choices: &'a [Choice],
@@ -149,8 +149,7 @@ impl<'a> Variant<'a> {
     ) -> Self {
         let block = class.block(model, request, tiling.mlp);
         let graph = differentiate(&block, class.input_wanted);
-        let rows = Rows { all: request.tokens, tile: tiling.rows };
-        Self { class, request, rows, block, graph, choices }
+        Self { class, request, tiling, block, graph, choices }
     }
 
     /// What a layer keeps that takes the first `depth` choices.
@@ -163,60 +162,101 @@ impl<'a> Variant<'a> {
         kept
     }
 
-    /// The programs of a layer that takes the first `depth` choices.
-    pub fn programs(self, depth: usize) -> LayerPrograms {
-        let (forward, backward, infer, kept) = self.laid_out(depth);
-        LayerPrograms { block: self.block, forward, backward, infer, kept }
+    /// The programs of a layer that takes the first `depth` choices; its output goes where its input
+    /// is if `in_place`.
+    pub fn programs(self, depth: usize, in_place: bool) -> LayerPrograms {
+        let kept = self.kept(depth);
+        let back = self.class.walks_back(self.request);
+        let (forward, backward) = match back {
+            true => (Some(self.forward(&kept, in_place)), Some(self.backward(&kept))),
+            false => (None, None),
+        };
+        let cols = |v: &ValueId| (*v, self.graph.values[v.0 as usize].cols);
+        let kept = kept.iter().filter(|_| back).map(cols).collect();
+        LayerPrograms { infer: self.infer(), block: self.block, forward, backward, kept }
     }
 
-    /// What those programs take.
-    pub fn measure(&self, depth: usize) -> Measure {
-        let (forward, backward, infer, kept) = self.laid_out(depth);
-        let tokens = self.request.tokens;
-        let all = || [forward.as_ref(), backward.as_ref(), Some(&infer)].into_iter().flatten();
-        let seconds = |p: Option<&Program>| p.map_or(0.0, |p| program_seconds(p, self.request));
-        Measure {
-            scratch: all().map(|p| p.scratch_len).max().unwrap_or(0),
-            kept: kept.iter().map(|(_, cols)| padded(cols * tokens)).sum(),
-            kept_exact: kept.iter().map(|(_, cols)| cols * tokens).sum(),
-            lists: table::layer_lists(&self.block, all()),
-            params: self.block.param_len(),
-            forward: seconds(forward.as_ref()),
-            backward: seconds(backward.as_ref()),
-            infer: seconds(Some(&infer)),
-        }
-    }
-
-    #[allow(clippy::type_complexity)] // The parts of LayerPrograms beside its block.
-    fn laid_out(
-        &self,
-        depth: usize,
-    ) -> (Option<Program>, Option<Program>, Program, Vec<(ValueId, usize)>) {
-        let (rows, graph) = (self.rows, &self.graph);
-        let input = graph.input.expect("a layer has an input");
-        let output = graph.output.expect("a layer has an output");
-        let pins =
-            Pins { pins: vec![(input, Place::Input, true)], result: Some((output, Place::Input)) };
-        let infer = lay_out(schedule::forward(graph), &pins, rows);
+    /// What those programs take, without and with the output in place.
+    pub fn measures(&self, depth: usize, infer: &Program) -> [Measure; 2] {
         if !self.class.walks_back(self.request) {
-            return (None, None, infer, vec![]);
+            return [self.measure(&Kept::new(), None, None, infer); 2];
         }
         let kept = self.kept(depth);
-        let kept_pins = |with: Vec<(ValueId, Place, bool)>| {
-            let places = kept.iter().enumerate().map(|(i, v)| (*v, Place::Kept(i), false));
-            with.into_iter().chain(places).collect::<Vec<_>>()
+        let backward = self.backward(&kept);
+        let of = |in_place| {
+            let forward = self.forward(&kept, in_place);
+            self.measure(&kept, Some(&forward), Some(&backward), infer)
         };
-        let ends = vec![(input, Place::Input, false), (output, Place::Output, false)];
-        let pins = Pins { pins: kept_pins(ends), result: None };
-        let forward = lay_out(schedule::forward(graph), &pins, rows);
-        let cotangent = graph.d_output.expect("a trained layer has a gradient");
-        let ends = vec![(input, Place::Input, false), (cotangent, Place::Scratch(0), true)];
-        let result = graph.d_input.map(|d| (d, Place::Scratch(0)));
-        let pins = Pins { pins: kept_pins(ends), result };
-        let backward = lay_out(schedule::backward(graph, &kept, rows.tile.is_some()), &pins, rows);
-        let kept = kept.iter().map(|v| (*v, graph.values[v.0 as usize].cols)).collect();
-        (Some(forward), Some(backward), infer, kept)
+        let apart = of(false);
+        [apart, if self.may_be_in_place() { of(true) } else { apart }]
     }
+
+    /// Outputs take the place of inputs that are in the scratch file where little memory is used.
+    fn may_be_in_place(&self) -> bool {
+        self.request.spool && self.tiling.may_be_in_place()
+    }
+
+    fn measure(
+        &self,
+        kept: &Kept,
+        forward: Option<&Program>,
+        backward: Option<&Program>,
+        infer: &Program,
+    ) -> Measure {
+        let tokens = self.request.tokens;
+        let all = || [forward, backward, Some(infer)].into_iter().flatten();
+        let seconds = |p: Option<&Program>| p.map_or(0.0, |p| program_seconds(p, self.request));
+        let numbers = || kept.iter().map(|v| self.graph.values[v.0 as usize].cols * tokens);
+        Measure {
+            scratch: all().map(|p| p.scratch_len).max().unwrap_or(0),
+            kept: numbers().map(padded).sum(),
+            kept_exact: numbers().sum(),
+            lists: table::layer_lists(&self.block, all()),
+            params: self.block.param_len(),
+            forward: seconds(forward),
+            backward: seconds(backward),
+            infer: seconds(Some(infer)),
+        }
+    }
+
+    fn rows(&self) -> Rows {
+        Rows { all: self.request.tokens, tile: self.tiling.rows }
+    }
+
+    fn ends(&self) -> (ValueId, ValueId) {
+        let input = self.graph.input.expect("a layer has an input");
+        (input, self.graph.output.expect("a layer has an output"))
+    }
+
+    /// Forward in place, keeping nothing.
+    pub fn infer(&self) -> Program {
+        self.forward(&Kept::new(), true)
+    }
+
+    fn forward(&self, kept: &Kept, in_place: bool) -> Program {
+        let (input, output) = self.ends();
+        let mut pins = vec![(input, Place::Input, in_place)];
+        let result = in_place.then_some((output, Place::Input));
+        pins.extend((!in_place).then_some((output, Place::Output, false)));
+        let pins = Pins { pins: with_kept(pins, kept), result };
+        lay_out(schedule::forward(&self.graph), &pins, self.rows())
+    }
+
+    fn backward(&self, kept: &Kept) -> Program {
+        let (input, _) = self.ends();
+        let cotangent = self.graph.d_output.expect("a trained layer has a gradient");
+        let pins = vec![(input, Place::Input, false), (cotangent, Place::Scratch(0), true)];
+        let result = self.graph.d_input.map(|d| (d, Place::Scratch(0)));
+        let pins = Pins { pins: with_kept(pins, kept), result };
+        let rows = self.rows();
+        lay_out(schedule::backward(&self.graph, kept, rows.tile.is_some()), &pins, rows)
+    }
+}
+
+/// Places of kept values beside others.
+fn with_kept(mut pins: Vec<(ValueId, Place, bool)>, kept: &Kept) -> Vec<(ValueId, Place, bool)> {
+    pins.extend(kept.iter().enumerate().map(|(i, v)| (*v, Place::Kept(i), false)));
+    pins
 }
 
 /// Seconds of a program's steps.

@@ -11,6 +11,7 @@ use super::classes::{Choice, Class, Measure, Variant, program_seconds, unpacking
 use super::{
     Architecture, Budget, CurvePoint, Gradients, LayerPrograms, Paged, Request, Traffic, padded,
 };
+use crate::GRAIN;
 use crate::autodiff::differentiate;
 use crate::block::Block;
 use crate::layout::{Pins, Place, Program, Rows, lay_out};
@@ -24,6 +25,13 @@ pub(super) struct Tiling {
     pub mlp: usize,
     /// Rows of a band; none for all rows at once.
     pub rows: Option<usize>,
+}
+
+impl Tiling {
+    /// Whether it is so small that an input and an output of a block beside each other count.
+    pub fn may_be_in_place(self) -> bool {
+        self.mlp == GRAIN
+    }
 }
 
 /// Rows of a band: whole grains of the gradient's sums over tokens, and whole steps of attention's
@@ -48,7 +56,8 @@ pub(super) struct Shape {
     pub tile: usize,
     /// Entries of the sorted order that are kept, among layers whose values stay in memory.
     pub kept: usize,
-    /// Layers, from the first trained one, whose values wait in the scratch file.
+    /// Layers, from the first trained one, whose values wait in the scratch file. If that is all of
+    /// them, each one's output takes the place of its input.
     pub spooled: usize,
     /// Choices that layers take which share places: those in the scratch file, or all of them
     /// where there are several segments.
@@ -78,8 +87,8 @@ pub(super) struct Search<'a> {
     pub class_of: Vec<usize>,
     classes: Vec<Class>,
     choices: Vec<Vec<Choice>>,
-    /// By tile, class and depth.
-    measures: Vec<Vec<Vec<Measure>>>,
+    /// By tile, class and depth; with a layer's output in a place of its own, and in its input's.
+    measures: Vec<Vec<Vec<[Measure; 2]>>>,
     /// The sorted order: each entry is one more choice of a layer.
     order: Vec<usize>,
     /// Trainable numbers of all layers, and of the largest.
@@ -155,7 +164,7 @@ impl<'a> Search<'a> {
             .map(|tile| (0..search.classes.len()).map(|c| search.measure(tile, c)).collect())
             .collect();
         search.order = search.sorted();
-        let params = |layer| search.measured(0, layer, 0).params;
+        let params = |layer| search.measured(&Shape::PLAIN, layer, 0).params;
         let words = |len| request.optimizer_state.iter().map(|s| (s.words)(len)).sum();
         let layers = 0..model.layers();
         let total = |[sum, max]: [usize; 2], n: usize| [sum + n, max.max(n)];
@@ -175,18 +184,28 @@ impl<'a> Search<'a> {
         &self.ends[usize::from(TILINGS[tile].rows.is_some())]
     }
 
-    fn measure(&self, tile: usize, class: usize) -> Vec<Measure> {
+    fn measure(&self, tile: usize, class: usize) -> Vec<[Measure; 2]> {
         let variant = self.variant(tile, class);
-        (0..=self.choices[class].len()).map(|depth| variant.measure(depth)).collect()
+        let infer = variant.infer();
+        (0..=self.choices[class].len()).map(|depth| variant.measures(depth, &infer)).collect()
+    }
+
+    /// Whether each layer's output takes the place of its input.
+    pub fn in_place(&self, shape: &Shape) -> bool {
+        shape.spooled > 0 && shape.spooled == self.trained().len()
     }
 
     /// The programs of a class at a depth.
-    pub fn programs(&self, tile: usize, class: usize, depth: usize) -> LayerPrograms {
-        self.variant(tile, class).programs(depth)
+    pub fn programs(&self, shape: &Shape, class: usize, depth: usize) -> LayerPrograms {
+        self.variant(shape.tile, class).programs(depth, self.in_place(shape))
     }
 
-    pub fn measured(&self, tile: usize, layer: usize, depth: usize) -> &Measure {
-        &self.measures[tile][self.class_of[layer]][depth]
+    fn of_class(&self, shape: &Shape, class: usize, depth: usize) -> &Measure {
+        &self.measures[shape.tile][class][depth][usize::from(self.in_place(shape))]
+    }
+
+    fn measured(&self, shape: &Shape, layer: usize, depth: usize) -> &Measure {
+        self.of_class(shape, self.class_of[layer], depth)
     }
 
     /// Layers that are trained and walked back through.
@@ -276,9 +295,13 @@ impl<'a> Search<'a> {
     /// Shows every shape with what it takes.
     fn visit(&self, f: &mut dyn FnMut(&Shape, &Estimate)) {
         let trained = self.trained().len();
-        let most_spooled = if self.request.spool { trained.saturating_sub(1) } else { 0 };
         let deepest = self.choices.iter().map(Vec::len).max().unwrap_or(0);
         for tile in 0..self.measures.len() {
+            let most_spooled = match TILINGS[tile].may_be_in_place() {
+                _ if !self.request.spool => 0,
+                true => trained,
+                false => trained.saturating_sub(1),
+            };
             for spooled in 0..=most_spooled {
                 let depths = if spooled == 0 { 0 } else { deepest };
                 for shared_depth in 0..=depths {
@@ -302,8 +325,8 @@ impl<'a> Search<'a> {
         self.visit_ways(&shape, &sums, f);
         for &layer in self.order.iter().filter(|layer| **layer >= first_own) {
             let (class, depth) = (self.class_of[layer], depths[layer]);
-            let before = self.measured(shape.tile, layer, depth);
-            let after = self.measured(shape.tile, layer, depth + 1);
+            let before = self.measured(&shape, layer, depth);
+            let after = self.measured(&shape, layer, depth + 1);
             sums.count(class, depth, depth + 1);
             sums.layers += after.seconds() - before.seconds();
             let kept = match layer {
@@ -322,7 +345,7 @@ impl<'a> Search<'a> {
         let first_own = trained.start + shape.spooled;
         let mut sums = Sums::default();
         for (layer, &depth) in depths.iter().enumerate() {
-            let measure = self.measured(shape.tile, layer, depth);
+            let measure = self.measured(shape, layer, depth);
             *sums.counts.entry((self.class_of[layer], depth)).or_default() += 1;
             sums.layers += measure.seconds();
             if !trained.contains(&layer) {
@@ -346,7 +369,7 @@ impl<'a> Search<'a> {
     fn visit_ways(&self, shape: &Shape, sums: &Sums, f: &mut dyn FnMut(&Shape, &Estimate)) {
         let arena = self.arena_len(shape, sums);
         let step = self.step_seconds(shape, sums);
-        let lists = self.lists(shape.tile, sums);
+        let lists = self.lists(shape, sums);
         let may_page = self.request.spool && self.request.backward;
         let states = !self.request.optimizer_state.is_empty();
         for paged in [Paged::Nothing, Paged::State, Paged::All] {
@@ -375,17 +398,16 @@ impl<'a> Search<'a> {
     }
 
     /// Bytes of the lists of all programs.
-    fn lists(&self, tile: usize, sums: &Sums) -> u64 {
+    fn lists(&self, shape: &Shape, sums: &Sums) -> u64 {
         let used = sums.counts.iter().filter(|(_, layers)| **layers > 0);
-        let layers = used.map(|((class, depth), _)| self.measures[tile][*class][*depth].lists);
-        (layers.sum::<usize>() + self.ends(tile).lists()) as u64
+        let layers = used.map(|((class, depth), _)| self.of_class(shape, *class, *depth).lists);
+        (layers.sum::<usize>() + self.ends(shape.tile).lists()) as u64
     }
 
     /// Numbers of the arena: scratch, inputs, kept values.
     fn arena_len(&self, shape: &Shape, sums: &Sums) -> usize {
         let used = sums.counts.iter().filter(|(_, layers)| **layers > 0);
-        let layers =
-            used.map(|((class, depth), _)| self.measures[shape.tile][*class][*depth].scratch);
+        let layers = used.map(|((class, depth), _)| self.of_class(shape, *class, *depth).scratch);
         let scratch =
             layers.max().unwrap_or(0).max(self.ends(shape.tile).scratch(self.request.backward));
         let trained = self.trained().len();
@@ -439,7 +461,7 @@ impl<'a> Search<'a> {
         let Request { rates, passes, .. } = self.request;
         let segments = if shape.segments > 1 { self.segments(shape.segments) } else { vec![] };
         let again = segments.iter().rev().skip(1).flat_map(|s| s.clone());
-        let again: f64 = again.map(|layer| self.measured(shape.tile, layer, 0).infer).sum();
+        let again: f64 = again.map(|layer| self.measured(shape, layer, 0).infer).sum();
         let params = if self.request.backward { self.params[0] } else { 0 };
         let states = self.request.optimizer_state.len().max(1) as f64 / 2.0;
         let pass = self.ends(shape.tile).seconds(self.request) + sums.layers + again;
