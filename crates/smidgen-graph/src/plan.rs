@@ -3,6 +3,7 @@
 
 mod build;
 mod classes;
+mod ends;
 mod search;
 
 use std::fmt;

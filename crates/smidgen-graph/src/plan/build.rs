@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::search::{Ends, Estimate, Search, Shape, TILINGS};
+use super::ends::Ends;
+use super::search::{Estimate, Search, Shape, TILINGS};
 use super::{Gradients, LayerPlan, LayerPrograms, Plan, padded};
 use crate::layout::Program;
 use crate::table;
