@@ -9,7 +9,7 @@ use super::flags::Flags;
 use super::program::{Program, Report, Run, mb};
 use super::{PROGRAM, settings};
 
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 10] = [
     "-m",
     "--data",
     "--budgets",
@@ -18,6 +18,7 @@ const FLAGS: [&str; 9] = [
     "--max-seq-length",
     "--optimizer",
     "--rates",
+    "--rounds",
     PROGRAM,
 ];
 
@@ -55,26 +56,39 @@ pub fn sweep(args: &[&str]) -> Result<()> {
          GB spooled a step |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---|---:|");
-    let (mut runs, mut failures) = (Vec::<Run>::new(), Vec::new());
-    for planned in &planned {
-        let run = sweep.run(planned)?;
-        println!("{}", line(planned, sweep.threads[planned.thread_choice], &run));
-        let name =
-            format!("{} on {} threads", planned.budget, sweep.threads[planned.thread_choice]);
-        let wrong = wrong(planned, &run, runs.first().unwrap_or(&run));
-        failures.extend(wrong.into_iter().map(|what| format!("{name}: {what}")));
-        runs.push(run);
+    let mut failures = Vec::new();
+    let mut rounds: Vec<Vec<Run>> = planned.iter().map(|_| Vec::new()).collect();
+    for round in 0..flags.get("--rounds", 1)? {
+        for i in 0..planned.len() {
+            let run = sweep.run(&planned[i])?;
+            let threads = sweep.threads[planned[i].thread_choice];
+            println!("{}", line(&planned[i], threads, &run));
+            let first = rounds[0].first().unwrap_or(&run);
+            let wrong = wrong(&planned[i], &run, first).into_iter();
+            let name = format!("{} on {threads} threads, round {round}", planned[i].budget);
+            failures.extend(wrong.map(|what| format!("{name}: {what}")));
+            rounds[i].push(run);
+        }
     }
     println!();
-    sweep.say_summary(&planned, &runs);
+    let runs = rounds.iter().map(Vec::len).sum::<usize>();
+    let medians: Vec<Run> =
+        rounds.into_iter().map(median).collect::<Option<_>>().unwrap_or_default();
+    ensure!(!medians.is_empty(), "--rounds 0 measures nothing");
+    sweep.say_summary(&planned, &medians);
     if failures.is_empty() {
-        println!(
-            "- losses and adapters of all {} runs: the same bits; all peaks within",
-            runs.len()
-        );
+        println!("- losses and adapters of all {runs} runs: the same bits; all peaks within");
         return Ok(());
     }
     bail!("{}", failures.join("\n"))
+}
+
+/// The run of the median time, the upper one of two.
+fn median(mut rounds: Vec<Run>) -> Option<Run> {
+    let seconds = |run: &Run| run.report.seconds_per_step.unwrap_or(f64::NAN);
+    rounds.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+    let middle = rounds.len() / 2;
+    (middle < rounds.len()).then(|| rounds.swap_remove(middle))
 }
 
 impl Sweep {
