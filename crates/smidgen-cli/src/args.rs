@@ -32,10 +32,19 @@ pub enum Command {
     Train(TrainArgs),
     /// Measure the loss of a model, with or without an adapter
     Eval(EvalArgs),
-    /// Go on with a prompt
+    /// Go on with a text
     Generate(GenerateArgs),
     /// Measure speed, and make models to measure it on
     Bench(BenchArgs),
+    /// Print a script that completes flags in a shell
+    Completions(CompletionsArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 /// A model file.
@@ -307,9 +316,28 @@ pub struct WatchArgs {
     /// Report the loss of the valid data every N steps; without it, at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps_per_eval: Option<u64>,
-    /// Save the adapter every N steps; without it, at the end
+    /// Show the model's answers to the prompts of N samples of the valid data, before and after
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub sample_prompts: usize,
+    /// Tokens of such an answer, at most
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub sample_tokens: u32,
+    /// Save the adapter and the run's state every N steps, besides every five minutes and at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub save_every: Option<u64>,
+    /// Go on with the run that was interrupted or killed in the output folder, as if it had not
+    /// been; begin where none was saved yet
+    #[arg(long)]
+    pub resume: bool,
+    /// With --resume, go on though data, model or settings are others; without it, begin anew over
+    /// a run that is not finished
+    #[arg(long)]
+    pub force: bool,
+    /// Write losses, rates and memory for TensorBoard too, to `smidgen/tensorboard` in the output
+    /// folder
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Write what the run took over its time: a picture to F.svg, or numbers to F.csv or F.jsonl;
     /// may be given more than once
     #[arg(long, value_name = "F")]
@@ -347,7 +375,24 @@ pub struct GenerateArgs {
     /// A PEFT adapter of this model
     #[arg(long, value_name = "DIR", visible_alias = "adapter-path")]
     pub adapter: Option<PathBuf>,
-    /// At most N new tokens; EOS and the end of the model's context end the text before
+    #[command(flatten)]
+    pub sample: SampleArgs,
+    /// Put BOS in front of the prompt [default: where the model file asks for it]
+    #[arg(long, overrides_with = "no_bos")]
+    pub bos: bool,
+    /// Put no BOS in front of the prompt
+    #[arg(long, overrides_with = "bos")]
+    pub no_bos: bool,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// How tokens are chosen.
+#[derive(Args, Debug)]
+pub struct SampleArgs {
+    /// At most N new tokens; the token that ends an answer and the end of the context come before
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_tokens: u32,
@@ -366,16 +411,19 @@ pub struct GenerateArgs {
     /// Decides the samples
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Put BOS in front of the prompt [default: where the model file asks for it]
-    #[arg(long, overrides_with = "no_bos")]
-    pub bos: bool,
-    /// Put no BOS in front of the prompt
-    #[arg(long, overrides_with = "bos")]
-    pub no_bos: bool,
-    #[command(flatten)]
-    pub machine: MachineArgs,
-    #[command(flatten)]
-    pub out: OutputArgs,
+}
+
+impl SampleArgs {
+    /// As the library takes it, for at most `room` tokens, ended by one of `stop`.
+    pub fn config(&self, room: usize, stop: Vec<u32>) -> smidgen::GenerateConfig {
+        smidgen::GenerateConfig {
+            max_tokens: room.min(self.max_tokens as usize),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            seed: self.seed,
+            stop,
+        }
+    }
 }
 
 #[derive(Args, Debug)]

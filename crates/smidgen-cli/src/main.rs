@@ -12,8 +12,10 @@ mod memory_trace;
 mod progress;
 mod rates;
 mod report;
+mod run_page;
 mod stop;
 mod table;
+mod tensorboard;
 mod ui;
 
 use std::process::ExitCode;
@@ -57,6 +59,11 @@ fn run(command: &Command) -> Result<()> {
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),
         Command::Bench(args) => commands::bench::run(args, &stop),
+        Command::Completions(args) => {
+            let (mut command, out) = (Cli::command(), &mut std::io::stdout());
+            clap_complete::generate(args.shell, &mut command, "smidgen", out);
+            Ok(())
+        }
     };
     match (result, stop.exit_code()) {
         (Err(failure), Some(code)) if failure.is_cancelled() => {

@@ -1,6 +1,5 @@
-//! Progress on stderr: a bar on a terminal, else a line now and then.
+//! Progress on stderr: a bar on a terminal, else (and with NO_COLOR) a line now and then.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,7 +21,7 @@ pub struct Progress {
 impl Progress {
     /// `total` of `what` lie ahead.
     pub fn new(what: &'static str, total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = ui::is_styled(&std::io::stderr()).then(|| {
             let style = "{prefix} {pos}/{len} [{wide_bar}] {msg}  {eta} left";
             let style = ProgressStyle::with_template(style).expect("the template is right");
             ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(what)

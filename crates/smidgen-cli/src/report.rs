@@ -24,11 +24,15 @@ pub struct Report {
     pub tokens: Option<u64>,
     /// Tokens whose prediction counts.
     pub targets: Option<u64>,
+    /// Of train: all of the run's, those before it was resumed too.
     pub steps: Option<u64>,
+    /// Of train --resume: steps done before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_steps: Option<u64>,
     /// The median.
     pub seconds_per_step: Option<f64>,
     pub seconds: Option<f64>,
-    /// Of train: each step's, before its update.
+    /// Of train: each step's since it began or was resumed, before its update.
     #[serde(serialize_with = "all_nine_digits")]
     pub losses: Option<Vec<f64>>,
     /// Of eval: each sequence's.
@@ -58,7 +62,7 @@ pub struct Report {
     /// Of plan --curve.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub curve: Vec<CurveRow>,
-    /// Of demo.
+    /// Of demo, and of train with valid data that has prompts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
     pub notes: Vec<String>,
@@ -95,10 +99,13 @@ pub struct CurveRow {
     pub spool_read_bytes: u64,
 }
 
-/// What the demo's model says before and after its training.
+/// What the model says before and after its training.
 #[derive(Debug, Serialize)]
 pub struct Answer {
     pub prompt: String,
+    /// What the data says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
     pub before: String,
     pub after: String,
 }

@@ -46,17 +46,34 @@ impl Ui {
 
     /// Whether text may be dimmed where [`Ui::say`] puts it.
     pub fn is_styled(&self) -> bool {
-        let terminal = match self.json {
-            true => std::io::stderr().is_terminal(),
-            false => std::io::stdout().is_terminal(),
-        };
-        terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        match self.json {
+            true => is_styled(&std::io::stderr()),
+            false => is_styled(&std::io::stdout()),
+        }
     }
+}
+
+/// Whether bars and dimmed text may go there: a terminal, and no NO_COLOR.
+pub fn is_styled(out: &impl IsTerminal) -> bool {
+    out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
 /// A line on stderr.
 pub fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The command as it was typed, as a shell would take it.
+pub fn typed_command() -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c);
+    let quoted = |word: String| match !word.is_empty() && word.chars().all(plain) {
+        true => word,
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    };
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let program = words.next().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or_default().to_owned();
+    std::iter::once(program).chain(words.map(quoted)).collect::<Vec<_>>().join(" ")
 }
 
 /// `1234567` as `1,234,567`.
@@ -70,6 +87,18 @@ pub fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// The beginning and the end of a text that is too long for a line.
+pub fn shortened(text: &str) -> String {
+    const LONGEST: usize = 160;
+    let count = text.chars().count();
+    if count <= LONGEST {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(LONGEST / 2).collect();
+    let tail: String = text.chars().skip(count - LONGEST / 2).collect();
+    format!("{head} ... {tail}")
 }
 
 /// Bytes in MB of 10^6.
@@ -95,5 +124,7 @@ mod tests {
         assert_eq!(megabytes(1_250_000), "1.2 MB");
         assert_eq!(count(1, "token"), "1 token");
         assert_eq!(count(1_000, "token"), "1,000 tokens");
+        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened(&"é".repeat(200)).chars().count(), 165);
     }
 }

@@ -136,6 +136,11 @@ impl Dataset {
         self.targets
     }
 
+    /// How it is cut into sequences.
+    pub fn spec(&self) -> &WindowSpec {
+        &self.spec
+    }
+
     /// The token file behind it.
     pub fn file(&self) -> &TokenFile {
         &self.file

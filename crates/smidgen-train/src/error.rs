@@ -40,6 +40,33 @@ pub enum Error {
         /// What does not fit.
         what: String,
     },
+    /// A saved state that can't be gone on from.
+    #[error("{}: {what}", path.display())]
+    State {
+        /// The state's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A state that a run of other data, model or settings saved.
+    #[error(
+        "{}: it was saved by another run: {differences}; give what that run had, --force to go on \
+         with what is given now, or another folder to begin anew", path.display()
+    )]
+    OtherRun {
+        /// The state's file.
+        path: PathBuf,
+        /// In what the two runs differ.
+        differences: crate::state::Differences,
+    },
+    /// Another run writes to the folder.
+    #[error(
+        "another run is at work in {}; wait until it ends, or name another folder", path.display()
+    )]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file that can't be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -73,7 +100,7 @@ impl Error {
             | Self::PrepareOverBudget(_)
             | Self::BudgetCrossed(_)
             | Self::Text(smidgen_text::TextError::NoRoom { .. }) => Kind::Budget,
-            Self::Setting(_) => Kind::Usage,
+            Self::Setting(_) | Self::OtherRun { .. } => Kind::Usage,
             Self::Model(smidgen_models::Error::Cancelled)
             | Self::Runtime(smidgen_runtime::Error::Cancelled)
             | Self::Text(smidgen_text::TextError::Cancelled) => Kind::Cancelled,

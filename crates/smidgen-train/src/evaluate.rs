@@ -85,9 +85,10 @@ impl<'a> Evaluator<'a> {
             Row::new(name, shape, bytes, "whole run", why)
         };
         let shape = format!("2 x {layers} x {positions} x {key_cols}");
-        let bytes = KvCache::bytes(layers, key_cols, positions);
+        let ids = 4 * positions as u64;
+        let bytes = KvCache::bytes(layers, key_cols, positions).saturating_add(ids);
         let fixed = vec![
-            row("keys and values", shape, bytes, "of all positions so far"),
+            row("keys and values", shape, bytes, "of all positions so far, and their tokens"),
             // The order is a list of u32 that may grow to twice its length.
             row("next token", format!("3 x {vocabulary}"), 12 * vocabulary as u64, "logits, order"),
         ];
@@ -149,6 +150,11 @@ impl<'a> Evaluator<'a> {
     /// The most memory that was counted.
     pub fn peak_bytes(&mut self) -> u64 {
         self.engine.meter().peak()
+    }
+
+    /// Gives all memory but the adapter back, and the adapter.
+    pub fn finish(self) -> Adapter {
+        self.adapter
     }
 
     /// Scores every sequence of `data`. `progress(done, all)` is called after each pass.

@@ -29,12 +29,30 @@ impl Default for GenerateConfig {
     }
 }
 
+/// A text that goes on, by the model's answers and by others' words: what the model has read of it
+/// is not read again.
+#[derive(Debug)]
+pub struct Conversation {
+    cache: KvCache,
+    /// The tokens whose keys and values are in the cache.
+    ids: Vec<u32>,
+}
+
 impl Evaluator<'_> {
+    /// An empty conversation, of as many positions as [`Evaluator::to_generate`] was given.
+    ///
+    /// # Errors
+    /// The system does not give the memory.
+    pub fn conversation(&self) -> Result<Conversation> {
+        let (info, positions) = (self.base.info(), self.cached_positions);
+        let cache = KvCache::new(info.layers, info.key_cols, positions)?;
+        Ok(Conversation { cache, ids: Vec::with_capacity(positions) })
+    }
+
     /// Goes on with `prompt` and returns the new tokens. `token` is called with each as it comes.
     ///
     /// # Errors
-    /// An empty prompt, more positions than [`Evaluator::to_generate`] was given, a token that the
-    /// model does not have; the caller cancelled.
+    /// Those of [`Evaluator::reply`].
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -42,28 +60,32 @@ impl Evaluator<'_> {
         cancel: &AtomicBool,
         token: &mut dyn FnMut(u32),
     ) -> Result<Vec<u32>> {
-        if prompt.is_empty() {
-            return Err(Error::setting("the prompt is empty; give at least one token"));
-        }
-        if !(config.temperature >= 0.0 && config.top_p > 0.0 && config.top_p <= 1.0) {
-            return Err(Error::setting("--temperature is at least 0 and --top-p lies in (0, 1]"));
-        }
-        let info = self.base.info();
-        let positions = prompt.len().saturating_add(config.max_tokens);
-        if positions > self.cached_positions {
-            return Err(Error::setting(format!(
-                "prompt and new tokens take {positions} positions, and the evaluator was made to \
-                 generate up to {}",
-                self.cached_positions
-            )));
-        }
-        let mut cache = KvCache::new(info.layers, info.key_cols, positions)?;
-        let mut logits = Vec::with_capacity(info.vocabulary);
+        self.reply(&mut self.conversation()?, prompt, config, cancel, token)
+    }
+
+    /// The same in a conversation. `prompt` is the whole text so far; of what it shares with the
+    /// text before, from the first token on, only the last token is read again.
+    ///
+    /// # Errors
+    /// An empty prompt, more positions than [`Evaluator::to_generate`] was given, a token that the
+    /// model does not have; the caller cancelled.
+    pub fn reply(
+        &mut self,
+        conversation: &mut Conversation,
+        prompt: &[u32],
+        config: &GenerateConfig,
+        cancel: &AtomicBool,
+        token: &mut dyn FnMut(u32),
+    ) -> Result<Vec<u32>> {
+        self.check(prompt, config)?;
+        let Conversation { cache, ids } = conversation;
+        let known = ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        ids.truncate(known.min(prompt.len() - 1));
+        let mut logits = Vec::with_capacity(self.base.info().vocabulary);
         let step = self.engine.plan().tokens;
-        let mut at = 0;
-        for part in prompt.chunks(step) {
-            self.next_logits(part, at, &mut cache, &mut logits)?;
-            at += part.len();
+        for part in prompt[ids.len()..].chunks(step) {
+            self.next_logits(part, ids.len(), cache, &mut logits)?;
+            ids.extend_from_slice(part);
         }
         self.engine.meter().look();
         let random = Philox::new(config.seed);
@@ -79,12 +101,30 @@ impl Evaluator<'_> {
             token(next);
             made.push(next);
             if made.len() < config.max_tokens {
-                self.next_logits(&[next], at, &mut cache, &mut logits)?;
-                at += 1;
+                self.next_logits(&[next], ids.len(), cache, &mut logits)?;
+                ids.push(next);
             }
         }
         self.engine.meter().look();
         Ok(made)
+    }
+
+    fn check(&self, prompt: &[u32], config: &GenerateConfig) -> Result<()> {
+        if prompt.is_empty() {
+            return Err(Error::setting("the prompt is empty; give at least one token"));
+        }
+        if !(config.temperature >= 0.0 && config.top_p > 0.0 && config.top_p <= 1.0) {
+            return Err(Error::setting("--temperature is at least 0 and --top-p lies in (0, 1]"));
+        }
+        let positions = prompt.len().saturating_add(config.max_tokens);
+        if positions > self.cached_positions {
+            return Err(Error::setting(format!(
+                "prompt and new tokens take {positions} positions, and the evaluator was made to \
+                 generate up to {}",
+                self.cached_positions
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ mod prepare;
 mod run;
 mod schedule;
 mod session;
+mod state;
 pub mod step;
 
 pub use adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig, TargetModules};
@@ -26,13 +27,15 @@ pub use base::Base;
 pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
 pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
-pub use generate::GenerateConfig;
+pub use generate::{Conversation, GenerateConfig};
 pub use optimizer::{Optimizer, OptimizerConfig, StateFormat};
 pub use planning::{curve_ahead, fits_ahead, measure_rates, plan_ahead};
 pub use prepare::{PrepareOverBudget, PrepareReport, plan_prepare, prepare};
-pub use run::RunFolder;
+pub use run::{History, RunFolder, StepGroup};
 pub use schedule::{Schedule, Shape};
 pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig};
+
+pub use state::{Difference, Differences, RunState};
 
 pub use smidgen_graph::plan::{CurvePoint, Plan, Remedy};
 pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};

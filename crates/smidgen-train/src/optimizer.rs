@@ -1,5 +1,6 @@
 //! Optimisers over trainable numbers, a layer's run at a time.
 
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
@@ -97,6 +98,22 @@ impl OptimizerConfig {
     }
 }
 
+impl fmt::Display for OptimizerConfig {
+    /// Its name and constants but for the weight decay.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::AdamW { beta1, beta2, eps, state, .. } => {
+                let name = match state {
+                    StateFormat::F32 => "adamw",
+                    StateFormat::EightBit => "adamw8bit",
+                };
+                write!(f, "{name} ({beta1}, {beta2}, {eps})")
+            }
+            Self::Sgd { .. } => f.write_str("sgd"),
+        }
+    }
+}
+
 /// An optimiser with its state.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -142,6 +159,19 @@ impl Optimizer {
         }
         let state = config.state().iter().map(|_| make(end, longest)).collect::<Result<_>>()?;
         Ok(Self { config, starts, state })
+    }
+
+    /// Where each run's part of a state lies, if there is a state.
+    pub(crate) fn pieces(&self) -> Vec<Range<usize>> {
+        let Some(state) = self.state.first() else { return vec![] };
+        let starts = self.starts.iter().map(|&(_, words)| words);
+        let ends = starts.clone().skip(1).chain([state.len()]);
+        starts.zip(ends).map(|(start, end)| start..end).collect()
+    }
+
+    /// The states, as [`OptimizerConfig::state`] names them.
+    pub(crate) fn states(&mut self) -> &mut [Numbers] {
+        &mut self.state
     }
 
     /// Updates the numbers of `run`, given as `params`, by their gradients. `step` counts from

@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use smidgen_graph::plan::{CurvePoint, Paged, Plan, Request, curve};
-use smidgen_graph::{Budget, Rates};
+use smidgen_graph::{Budget, OptimizerState, Rates};
 use smidgen_runtime::memory::{self, Meter, RunPhase};
 use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
-use smidgen_text::{Dataset, Order, Sequence};
+use smidgen_text::{Dataset, Fingerprint, Order, Sequence};
 
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
 use crate::base::Base;
@@ -18,6 +18,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::optimizer::{Optimizer, OptimizerConfig};
 use crate::planning::{DataSize, adapter_start, plan_or_remedies, process_row, request, settings};
 use crate::schedule::{Schedule, Shape};
+use crate::state::{Record, RunSettings, RunState, StateWriter};
 use crate::step::{StepSettings, step};
 
 /// How long a run goes on.
@@ -169,6 +170,7 @@ pub struct Planned {
     settings: Settings,
     notes: Vec<AdapterNote>,
     steps: u64,
+    resumed: Option<RunState>,
 }
 
 impl Planned {
@@ -197,7 +199,72 @@ impl Planned {
             Length::Iters(n) => n,
             Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
         };
-        Ok(Self { base, data, config, start, plan, request, settings, notes, steps })
+        let resumed = None;
+        Ok(Self { base, data, config, start, plan, request, settings, notes, steps, resumed })
+    }
+
+    /// The run that goes on where `state` was saved, in place of one that begins: its steps are
+    /// those that the run which saved it would have taken, bit for bit. `force` lets data, model
+    /// and settings differ, where the numbers still fit.
+    ///
+    /// # Errors
+    /// [`Error::OtherRun`] names what differs. The state is past this run's end, or its numbers
+    /// are those of another kind of adapter or optimiser.
+    pub fn resume(mut self, state: RunState, force: bool) -> Result<Self> {
+        state.check(&self.record()?, force)?;
+        self.resumed = Some(state);
+        Ok(self)
+    }
+
+    /// What is saved of the run beside its numbers, before its first step.
+    fn record(&self) -> Result<Record> {
+        let runs = self.plan.param_ranges();
+        let words = |s: &OptimizerState| runs.iter().map(|run| (s.words)(run.len()) as u64).sum();
+        Ok(Record {
+            done: 0,
+            steps: self.steps,
+            numbers: self.start.shape().len() as u64,
+            states: self.config.optimizer.state().iter().map(words).collect(),
+            settings: self.run_settings()?,
+        })
+    }
+
+    /// All that decides what the run's steps do.
+    fn run_settings(&self) -> Result<RunSettings> {
+        let (config, data, shape) = (&self.config, self.data.file().header(), self.start.shape());
+        let (lora, window) = (shape.config(), self.data.spec());
+        // Enough to tell two apart by.
+        let short = |hex: String| hex[..16].to_owned();
+        let source = Fingerprint(data.source_sha256[..16].try_into().expect("16 bytes"));
+        let or_none = |x: Option<String>| x.unwrap_or_else(|| "none".to_owned());
+        let mut all = RunSettings::new();
+        let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
+        set("the model", short(self.base.record()?.fingerprint.to_string()));
+        set("the data", short(source.to_string()));
+        set("the tokenizer", short(data.fingerprint.to_string()));
+        set("--mask-prompt", data.mask_prompt.to_string());
+        set("--max-seq-length", window.max_seq_length.to_string());
+        set("--chunks", or_none(window.chunks.map(|n| n.to_string())));
+        set("--bos", window.bos.to_string());
+        set("the number of sequences a step", config.sequences().to_string());
+        set("--no-shuffle", (!config.shuffle).to_string());
+        set("--seed", config.seed.to_string());
+        set("--lora-rank", lora.rank.to_string());
+        set("--lora-alpha", lora.alpha.to_string());
+        set("--lora-dropout", lora.dropout.to_string());
+        set("--target-modules", shape.spec().modules.join(","));
+        set("--num-layers", (self.base.info.layers - shape.first_layer()).to_string());
+        set("--optimizer", config.optimizer.to_string());
+        set("--weight-decay", config.optimizer.weight_decay().to_string());
+        set("--learning-rate", config.learning_rate.to_string());
+        set("--warmup", config.warmup.to_string());
+        set("--max-grad-norm", or_none(config.clip.map(|c| c.to_string())));
+        set("--spool-type", format!("{:?}", config.spool_format).to_lowercase());
+        let falls = config.schedule != Shape::Constant;
+        set("--lr-schedule", format!("{:?}", config.schedule).to_lowercase());
+        // A run at a constant rate may be made longer or shorter.
+        set("--iters", or_none(falls.then(|| self.steps.to_string())));
+        Ok(all)
     }
 
     /// The plan: its table sums to its peak.
@@ -233,8 +300,10 @@ impl Planned {
     /// Makes all that the plan lists.
     ///
     /// # Errors
-    /// Threads can't be started, or the scratch files can't be made.
+    /// Threads can't be started, the scratch files can't be made, or a state that the run goes on
+    /// from can't be read any more.
     pub fn start(self) -> Result<Session> {
+        let mut record = self.record()?;
         let plan = Arc::new(self.plan);
         let (len, window) = (self.start.shape().len(), plan.largest_params());
         let folder = self.settings.spool_folder.as_deref().unwrap_or(Path::new("."));
@@ -242,11 +311,17 @@ impl Planned {
             Paged::All => Numbers::in_file(folder, len, window)?,
             Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
         };
-        let optimizer = match plan.paged {
-            Paged::Nothing => Optimizer::new(self.config.optimizer, &plan.param_ranges())?,
-            _ => Optimizer::paged(self.config.optimizer, &plan.param_ranges(), folder)?,
+        let runs = plan.param_ranges();
+        let mut optimizer = match plan.paged {
+            Paged::Nothing => Optimizer::new(self.config.optimizer, &runs)?,
+            _ => Optimizer::paged(self.config.optimizer, &runs, folder)?,
         };
-        let adapter = self.start.make(&self.base, values)?;
+        let mut adapter = self.start.make(&self.base, values)?;
+        if let Some(state) = &self.resumed {
+            let pieces = optimizer.pieces();
+            state.load(adapter.values(), &runs, optimizer.states(), &pieces)?;
+            record.done = state.steps_done();
+        }
         let order = match self.config.shuffle {
             true => Order::Shuffled { seed: self.config.seed },
             false => Order::File,
@@ -264,8 +339,7 @@ impl Planned {
             epoch: Vec::new(),
             sequences: Vec::new(),
             pass: Pass::default(),
-            done: 0,
-            steps: self.steps,
+            record,
         };
         session.engine()?;
         session.meter().look();
@@ -332,8 +406,8 @@ pub struct Session {
     epoch: Vec<u32>,
     sequences: Vec<Sequence>,
     pass: Pass,
-    done: u64,
-    steps: u64,
+    /// What is saved beside the numbers; the steps done among it.
+    record: Record,
 }
 
 impl Session {
@@ -359,14 +433,14 @@ impl Session {
             return Err(Error::setting("all steps of the run are done"));
         }
         self.begin_phase(RunPhase::Training)?;
-        self.meter().begin_step(self.done + 1);
+        self.meter().begin_step(self.record.done + 1);
         let begin = Instant::now();
-        let learning_rate = self.schedule().rate(self.done);
+        let learning_rate = self.schedule().rate(self.record.done);
         self.read_sequences()?;
         self.engine()?;
         let engine = self.engine.as_mut().expect("just made");
         let settings = StepSettings {
-            number: self.done + 1,
+            number: self.record.done + 1,
             rate: learning_rate,
             clip: self.config.clip,
             seed: self.config.seed,
@@ -375,10 +449,10 @@ impl Session {
         let (sequences, pass) = (&self.sequences, &mut self.pass);
         let out = step(engine, adapter, optimizer, sequences, &settings, pass, cancel)?;
         let memory_bytes = self.meter().look();
-        self.done += 1;
+        self.record.done += 1;
         Ok(StepReport {
-            step: self.done,
-            steps: self.steps,
+            step: self.record.done,
+            steps: self.record.steps,
             loss: out.loss,
             targets: out.targets,
             tokens: out.tokens,
@@ -448,14 +522,32 @@ impl Session {
         Ok(())
     }
 
+    /// Writes all that the next steps depend on to the file `path`, replaced whole or not at all:
+    /// see [`Planned::resume`]. Takes a few kilobytes of memory.
+    ///
+    /// # Errors
+    /// The file can't be written; an earlier one stays then.
+    pub fn save_state(&mut self, path: &Path) -> Result<()> {
+        self.meter().enter(RunPhase::Saving);
+        let mut writer = StateWriter::create(path, &self.record)?;
+        writer.numbers(self.adapter.values(), &self.plan.param_ranges())?;
+        let pieces = self.optimizer.pieces();
+        for state in self.optimizer.states() {
+            writer.numbers(state, &pieces)?;
+        }
+        writer.finish()?;
+        self.meter().look();
+        Ok(())
+    }
+
     /// Whether all steps are done.
     pub fn is_finished(&self) -> bool {
-        self.done >= self.steps
+        self.record.done >= self.record.steps
     }
 
     /// Steps done.
     pub fn steps_done(&self) -> u64 {
-        self.done
+        self.record.done
     }
 
     /// The plan that the run keeps to.
@@ -499,7 +591,7 @@ impl Session {
             learning_rate: self.config.learning_rate,
             shape: self.config.schedule,
             warmup: self.config.warmup,
-            total: self.steps,
+            total: self.record.steps,
         }
     }
 
@@ -508,7 +600,8 @@ impl Session {
     fn read_sequences(&mut self) -> Result<()> {
         let size = self.config.sequences();
         let per_epoch = self.data.len().div_ceil(size) as u64;
-        let (epoch, at) = (self.done / per_epoch, (self.done % per_epoch) as usize);
+        let done = self.record.done;
+        let (epoch, at) = (done / per_epoch, (done % per_epoch) as usize);
         if at == 0 || self.epoch.is_empty() {
             // The old order goes before the new one comes.
             self.epoch = Vec::new();

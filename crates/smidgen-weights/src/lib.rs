@@ -22,5 +22,6 @@ pub use gguf::{
     Fingerprint, Gguf, GgufWriter, NewTensor, NoFingerprint, Strings, Tensor, TensorWriter,
 };
 pub use mapped::{Mapped, release_free_heap};
+pub use new_file::NewFile;
 pub use random::RandomTensors;
 pub use smidgen_kernels::Format;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// A file under a temporary name beside its own; deleted unless committed.
 #[derive(Debug)]
-pub(crate) struct NewFile {
+pub struct NewFile {
     path: PathBuf,
     temporary: PathBuf,
     file: File,
@@ -16,6 +16,9 @@ pub(crate) struct NewFile {
 
 impl NewFile {
     /// Begins the file that will be `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn create(path: &Path) -> Result<Self> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".tmp");
@@ -31,6 +34,9 @@ impl NewFile {
     }
 
     /// Writes `bytes` at `offset`, past the file's end too.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file
             .write_all_at(bytes, offset)
@@ -38,6 +44,9 @@ impl NewFile {
     }
 
     /// Brings the content to the disk, then the name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn commit(self) -> Result<()> {
         let io = |action, path: &Path, source| Error::io(action, path, source);
         self.file.sync_all().map_err(|e| io("write", &self.temporary, e))?;

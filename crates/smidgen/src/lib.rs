@@ -92,7 +92,9 @@ pub use data::{DataOptions, OpenData, is_token_file, open_data};
 pub use logits::write_logits;
 
 // Errors.
-pub use smidgen_train::{Error, Kind, OverBudget, PrepareOverBudget, Result};
+pub use smidgen_train::{
+    Difference, Differences, Error, Kind, OverBudget, PrepareOverBudget, Result,
+};
 
 // Models and adapters.
 pub use smidgen_train::{
@@ -107,8 +109,8 @@ pub use smidgen_train::{
 
 // A run.
 pub use smidgen_train::{
-    Flow, Length, OptimizerConfig, Outcome, Planned, RunFolder, Session, Shape, StateFormat,
-    StepReport, TrainConfig,
+    Flow, History, Length, OptimizerConfig, Outcome, Planned, RunFolder, RunState, Session, Shape,
+    StateFormat, StepGroup, StepReport, TrainConfig,
 };
 
 // Its memory.
@@ -123,4 +125,4 @@ pub use smidgen_train::{
 };
 
 // Scoring and generating.
-pub use smidgen_train::{Evaluation, Evaluator, GenerateConfig};
+pub use smidgen_train::{Conversation, Evaluation, Evaluator, GenerateConfig};

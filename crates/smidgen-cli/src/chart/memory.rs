@@ -11,11 +11,27 @@ const FAR: f64 = 2.5;
 /// The counted memory of a run over time as a picture: phases are bands, the plan and the budget
 /// are lines, all in bytes.
 pub fn memory_trace_svg(samples: &[Sample], planned: Option<u64>, budget: Option<u64>) -> String {
-    let peak = samples.iter().map(|s| s.counted).max().unwrap_or(0);
+    let points: Vec<_> = samples.iter().map(|s| (s.seconds, s.counted)).collect();
+    draw(&points, planned, budget, |chart, scale| phases(chart, samples, scale))
+}
+
+/// The same of seconds and counted bytes alone.
+pub fn memory_svg(points: &[(f64, u64)], planned: Option<u64>, budget: Option<u64>) -> String {
+    draw(points, planned, budget, |_, _| {})
+}
+
+/// `ground` draws what lies under the curve; it is given the seconds of the time axis' unit.
+fn draw(
+    points: &[(f64, u64)],
+    planned: Option<u64>,
+    budget: Option<u64>,
+    ground: impl FnOnce(&mut Chart, f64),
+) -> String {
+    let peak = points.iter().map(|p| p.1).max().unwrap_or(0);
     let highest = peak.max(planned.unwrap_or(0)).max(1) as f64;
     let near = budget.filter(|&bytes| bytes as f64 <= FAR * highest);
     let top = near.map_or(highest, |bytes| highest.max(bytes as f64));
-    let seconds = samples.last().map_or(0.0, |s| s.seconds);
+    let seconds = points.last().map_or(0.0, |p| p.0);
     let (unit, scale) = unit_of(seconds);
     let mut title = format!("Memory of the run: peak {}", megabytes(peak));
     if let (Some(bytes), None) = (budget, near) {
@@ -26,8 +42,8 @@ pub fn memory_trace_svg(samples: &[Sample], planned: Option<u64>, budget: Option
     let top = 1.12 * top / 1e6;
     let y = Axis::new("counted memory, MB (10^6 bytes)", Scale::Linear, 0.0, top).ending_at(top);
     let mut chart = Chart::new(&title, x.ending_at(seconds / scale), y);
-    phases(&mut chart, samples, scale);
-    let points: Vec<_> = samples.iter().map(|s| (s.seconds / scale, mb(s.counted))).collect();
+    ground(&mut chart, scale);
+    let points: Vec<_> = points.iter().map(|p| (p.0 / scale, mb(p.1))).collect();
     chart.area(&points);
     if let Some(bytes) = near {
         chart.level(mb(bytes), Level::Second, &format!("budget {}", megabytes(bytes)));

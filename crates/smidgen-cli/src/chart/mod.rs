@@ -3,12 +3,14 @@
 
 mod axis;
 pub mod curve;
+mod loss;
 mod memory;
 
 use std::fmt::Write;
 
 pub use axis::{Axis, Scale};
-pub use memory::memory_trace_svg;
+pub use loss::loss_svg;
+pub use memory::{memory_svg, memory_trace_svg};
 
 /// Pixels of the picture.
 const WIDTH: f64 = 860.0;
@@ -105,6 +107,12 @@ impl Chart {
             "<path class=\"area\" d=\"{line}L{right:.1} {bottom:.1}L{left:.1} {bottom:.1}Z\"/>\
              <path class=\"line\" d=\"{line}\"/>"
         );
+    }
+
+    /// Straight lines from point to point.
+    pub fn line(&mut self, points: &[(f64, f64)]) {
+        let line = self.path(points);
+        let _ = write!(self.body, "<path class=\"line\" d=\"{line}\"/>");
     }
 
     /// Steps that keep each point's height up to the next point, and the last's to the frame's end.
@@ -265,8 +273,8 @@ impl Chart {
     }
 }
 
-/// Text as XML holds it; characters that it can't hold are replaced.
-fn escaped(text: &str) -> String {
+/// Text as XML and HTML hold it; characters that they can't hold are replaced.
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

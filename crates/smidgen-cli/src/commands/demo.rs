@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Parser;
 use smidgen::{Adapter, Base, Budget, Evaluator, GenerateConfig};
 
-use super::{generate, temporary_folder, train};
+use super::{generate, samples, temporary_folder, train};
 use crate::args::{Cli, Command, DemoArgs, TrainArgs};
 use crate::error::{Failure, Result};
 use crate::report::Answer;
@@ -46,9 +46,13 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> Result<()> {
         report.answers = PROMPTS
             .into_iter()
             .zip(before.into_iter().zip(after))
-            .map(|(prompt, (before, after))| Answer { prompt: prompt.to_owned(), before, after })
+            .map(|(prompt, (before, after))| {
+                let prompt = prompt.lines().next().unwrap_or(prompt).to_owned();
+                Answer { prompt, expected: None, before, after }
+            })
             .collect();
-        say_answers(&ui, &report.answers);
+        ui.say("\nWhat the model says, before and after (the last question is not in the data):");
+        samples::say(&ui, &report.answers);
     }
     if args.output.is_none() {
         report.adapter_path = None;
@@ -90,22 +94,13 @@ fn answers(base: &Base, adapter: Adapter, threads: usize, stop: &Stop) -> Result
     let positions = rows + ANSWER_TOKENS;
     let mut evaluator =
         Evaluator::to_generate(base, adapter, rows, positions, threads, Budget::Unlimited)?;
+    let mut conversation = evaluator.conversation()?;
     let mut texts = Vec::new();
     for prompt in &prompts {
-        let flag = stop.flag();
+        let (flag, talk) = (stop.flag(), &mut conversation);
         let (text, _) =
-            generate::answer(&mut evaluator, &tokenizer, prompt, &config, flag, &|_| {})?;
+            generate::answer(&mut evaluator, talk, &tokenizer, prompt, &config, flag, &|_| {})?;
         texts.push(text);
     }
     Ok(texts)
-}
-
-fn say_answers(ui: &Ui, answers: &[Answer]) {
-    ui.say("\nWhat the model says, before and after (the last question is not in the data):");
-    for Answer { prompt, before, after } in answers {
-        let line = |text: &str| text.trim().replace('\n', " ");
-        ui.say(&format!("\n  {}", prompt.lines().next().unwrap_or(prompt)));
-        ui.say(&format!("    before  {}", line(before)));
-        ui.say(&format!("    after   {}", line(after)));
-    }
 }

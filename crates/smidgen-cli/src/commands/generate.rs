@@ -1,10 +1,11 @@
 //! `smidgen generate`, and the answers of `smidgen demo`.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use smidgen::{Evaluator, GenerateConfig, Tokenizer};
+use smidgen::{Base, Conversation, Evaluator, GenerateConfig, Tokenizer};
 
 use super::{open_adapter, open_model};
 use crate::args::GenerateArgs;
@@ -14,16 +15,17 @@ use crate::stop::Stop;
 use crate::ui::{self, Ui};
 
 /// Tokens of a prompt that go through the model at once, at most.
-const PROMPT_ROWS: usize = 256;
+pub const PROMPT_ROWS: usize = 256;
 
-#[derive(Debug, Serialize)]
-struct GenerateReport {
+/// The report of generate, and of chat with one prompt.
+#[derive(Debug, Default, Serialize)]
+pub struct GenerateReport {
     model: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter_path: Option<String>,
-    prompt: String,
+    pub prompt: String,
     text: String,
-    prompt_tokens: usize,
+    pub prompt_tokens: usize,
     tokens: usize,
     ids: Vec<u32>,
     seconds: f64,
@@ -31,7 +33,7 @@ struct GenerateReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_memory_bytes: Option<u64>,
     weight_window_bytes: u64,
-    notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
@@ -49,13 +51,7 @@ pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
             "the prompt has {tokens} tokens and the model was trained for {context}; shorten it"
         ))
     })?;
-    let config = GenerateConfig {
-        max_tokens: room.min(args.max_tokens as usize),
-        temperature: args.temperature,
-        top_p: args.top_p,
-        seed: args.seed,
-        stop: tokenizer.eos().into_iter().collect(),
-    };
+    let config = args.sample.config(room, tokenizer.eos().into_iter().collect());
     let rows = ids.len().min(PROMPT_ROWS);
     let positions = ids.len() + config.max_tokens;
     let (threads, budget) = (args.machine.threads(), args.machine.memory.resolve());
@@ -67,28 +63,50 @@ pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
         }
     };
     text(&args.prompt);
-    let (made, ids_made) = answer(&mut evaluator, &tokenizer, &ids, &config, stop.flag(), &text)?;
+    let mut conversation = evaluator.conversation()?;
+    let talk = &mut conversation;
+    let made = answer(&mut evaluator, talk, &tokenizer, &ids, &config, stop.flag(), &text)?;
     text("\n");
+    let adapter = args.adapter.as_deref();
+    let seconds = begin.elapsed().as_secs_f64();
+    let report = GenerateReport::new(&mut evaluator, &base, adapter, made, seconds);
     out.report(&GenerateReport {
-        model: path_text(base.path()),
-        adapter_path: args.adapter.as_deref().map(path_text),
         prompt: args.prompt.clone(),
-        text: made,
         prompt_tokens: ids.len(),
-        tokens: ids_made.len(),
-        ids: ids_made,
-        seconds: begin.elapsed().as_secs_f64(),
-        planned_peak_bytes: evaluator.plan().peak_bytes,
-        peak_memory_bytes: Some(evaluator.peak_bytes()).filter(|&bytes| bytes > 0),
-        weight_window_bytes: evaluator.plan().weight_bytes,
         notes,
+        ..report
     })
 }
 
-/// What the model says after the prompt `ids`: its text and its tokens. `show` gets the text in
+impl GenerateReport {
+    /// A report on an answer; what was asked is left out.
+    pub fn new(
+        evaluator: &mut Evaluator<'_>,
+        base: &Base,
+        adapter: Option<&Path>,
+        (text, ids): (String, Vec<u32>),
+        seconds: f64,
+    ) -> Self {
+        Self {
+            model: path_text(base.path()),
+            adapter_path: adapter.map(path_text),
+            text,
+            tokens: ids.len(),
+            ids,
+            seconds,
+            planned_peak_bytes: evaluator.plan().peak_bytes,
+            peak_memory_bytes: Some(evaluator.peak_bytes()).filter(|&bytes| bytes > 0),
+            weight_window_bytes: evaluator.plan().weight_bytes,
+            ..Self::default()
+        }
+    }
+}
+
+/// What the model says after the text `ids`: its text and its tokens. `show` gets the text in
 /// parts, as it comes.
 pub fn answer(
     evaluator: &mut Evaluator<'_>,
+    conversation: &mut Conversation,
     tokenizer: &Tokenizer,
     ids: &[u32],
     config: &GenerateConfig,
@@ -97,7 +115,7 @@ pub fn answer(
 ) -> Result<(String, Vec<u32>)> {
     let mut decoder = tokenizer.stream_decoder();
     let mut text = String::new();
-    let made = evaluator.generate(ids, config, cancel, &mut |id| {
+    let made = evaluator.reply(conversation, ids, config, cancel, &mut |id| {
         let part = decoder.push(id);
         show(&part);
         text += &part;

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod generate;
 pub mod plan;
 mod run_data;
+mod samples;
 mod settings;
 mod synth;
 pub mod train;

@@ -1,14 +1,16 @@
 //! `smidgen train`, and the run that `smidgen demo` makes the same way.
 
+use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smidgen::{
-    Adapter, AdapterShape, Base, Dataset, LoraConfig, Outcome, Planned, RunFolder, Session,
-    StepReport,
+    Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Outcome, Planned,
+    RunFolder, RunState, Session, StepReport, plan_prepare,
 };
 
 use super::run_data::{RunData, RunFiles};
+use super::samples::{self, Samples};
 use super::settings::{check_ahead, config, with_rates};
 use super::{open_model, plan, say_model, say_notes};
 use crate::args::TrainArgs;
@@ -16,10 +18,15 @@ use crate::created::Created;
 use crate::error::{Failure, Result};
 use crate::memory_trace;
 use crate::progress::Progress;
-use crate::report::{Report, Valid, median, path_text};
+use crate::report::{PlanRow, Report, Valid, median, path_text};
+use crate::run_page::{self, Page};
 use crate::stop::Stop;
 use crate::table;
+use crate::tensorboard::Events;
 use crate::ui::{self, Ui, count, grouped, megabytes};
+
+/// The longest time that a killed run has to do again.
+const SAVE_EVERY: Duration = Duration::from_secs(300);
 
 /// A run that was made, and what it gave.
 #[derive(Debug)]
@@ -55,42 +62,67 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let own = out.join("smidgen");
     let created = Created::watch(&own, ["train.tokens", "valid.tokens"].map(|f| own.join(f)));
     let mut folder = RunFolder::create(out)?;
+    let state = saved_state(args, &folder)?;
     let options = args.window.options(args.machine.memory);
     let data = RunData::open(&base, &files, &options, |split| folder.tokens(split), stop)?;
     say_model(ui, &base);
     say_data(ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
-    let planned = Planned::new(base, data.train, longest, config)?;
+    let mut planned = Planned::new(base, data.train, longest, config)?;
     let mut report = Report::new(planned.base(), planned.plan());
     report.prepared(data.prepared.as_ref());
     report.notes = planned.notes().iter().map(|note| note.0.clone()).collect();
-    if out.join("adapter_model.safetensors").exists() {
+    if state.is_none() && out.join("adapter_model.safetensors").exists() {
         let what =
             format!("{} holds an adapter, which this run's first save replaces", out.display());
         report.notes.push(what);
     }
     say_adapter(ui, planned.adapter());
+    let mut evaluated = None;
+    if let Some(state) = state {
+        let (done, steps) = (state.steps_done(), planned.steps());
+        planned = planned.resume(state, args.watch.force)?;
+        evaluated = folder.resume(done, steps)?;
+        ui.say(&format!("resumed   after step {done} of {steps}"));
+        report.resumed_steps = Some(done);
+    }
     say_notes(ui, &report.notes);
     report.notes.extend(data.notes);
     ui.say(&format!("\n{}\n", table::plan(planned.plan(), report.prepare_planned_bytes)));
 
+    let samples = samples(args, &planned, data.valid.as_ref())?;
+    let before = match &samples {
+        Some(samples) => {
+            ui.say(&format!("answers   of the model to {}, first", count(samples.len(), "prompt")));
+            samples.ask(planned.base(), init_adapter(args, planned.base())?, stop)?.0
+        }
+        None => None,
+    };
     let mut session = planned.start()?;
     created.keep();
-    let mut watch = Watch::new(args, data.valid, stop, session.plan().peak_bytes);
+    let events = match args.watch.tensorboard {
+        true => Some(Events::create(&folder.tensorboard()).map_err(unwritten(&folder))?),
+        false => None,
+    };
+    let mut watch = Watch::new(args, data.valid, stop, session.plan().peak_bytes, events);
+    watch.evaluated = evaluated;
     let ended = watch.run(&mut session, &mut folder);
     watch.progress.clear();
     // A step that would cross the budget is refused whole: what came before it is worth keeping.
     let keeps = ended.as_ref().map_or_else(Failure::is_budget, |()| true);
     let saved = keeps && session.steps_done() > 0;
     if saved {
-        session.save(out)?;
+        watch.save(&mut session, &folder)?;
         report.adapter_path = Some(path_text(out));
     }
     let planned = session.plan().peak_bytes;
     memory_trace::write(&args.watch.memory_trace, session.meter(), planned)?;
     if ended.is_err() && saved {
         let steps = count(session.steps_done(), "step");
-        ui::warn(&format!("The adapter after {steps} is saved in {}.", out.display()));
+        ui::warn(&format!(
+            "The adapter after {steps} is saved in {}; the same command with --resume goes on.",
+            out.display()
+        ));
     }
     ended?;
     let interrupted = stop.exit_code().filter(|_| !watch.is_complete(&session));
@@ -100,9 +132,88 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         (Some(_), true) => End::EvaluationCutShort,
         (Some(_), false) => End::Interrupted,
     };
-    say_end(ui, &report, out, end, saved);
-    let (base, adapter) = session.finish();
+    let rows: Vec<PlanRow> = session.plan().rows.iter().map(PlanRow::from).collect();
+    let budget = session.meter().budget();
+    // What the page takes comes after what the steps took.
+    let (base, mut adapter) = session.finish();
+    if let (Some(samples), Some(before), None) = (&samples, before, interrupted) {
+        let (after, used) = samples.ask(&base, adapter, stop)?;
+        adapter = used.expect("there was room for the first answers");
+        report.answers = samples.answers(&base, before, after.unwrap_or_default())?;
+    }
+    if saved {
+        write_page(&folder, &report, &rows, budget)?;
+    }
+    say_end(ui, &report, &folder, end, saved);
+    if !report.answers.is_empty() {
+        ui.say("\nWhat the model says to held-out prompts:");
+        samples::say(ui, &report.answers);
+    }
     Ok(Trained { base, adapter, report, interrupted })
+}
+
+/// The state that the run goes on from, if it is to go on. A run that is not finished is not
+/// begun anew by mistake.
+fn saved_state(args: &TrainArgs, folder: &RunFolder) -> Result<Option<RunState>> {
+    if args.watch.force && !args.watch.resume {
+        return Ok(None);
+    }
+    let Some(state) = RunState::open(&folder.state())? else { return Ok(None) };
+    let (done, steps) = (state.steps_done(), state.steps());
+    match args.watch.resume {
+        true => Ok(Some(state)),
+        false if done >= steps => Ok(None),
+        false => Err(Failure::usage(format!(
+            "{} holds a run that stopped after {done} of {steps} steps: --resume goes on with it, \
+             --force begins anew over it, another -o leaves it as it is",
+            folder.path().display()
+        ))),
+    }
+}
+
+/// The held-out prompts that the model is asked, if there are any, and room for it beside nothing
+/// else: the run takes no more for them than it was planned to.
+fn samples(
+    args: &TrainArgs,
+    planned: &Planned,
+    valid: Option<&Dataset>,
+) -> Result<Option<Samples>> {
+    let (count, tokens) = (args.watch.sample_prompts, args.watch.sample_tokens as usize);
+    let Some(valid) = valid.filter(|_| count > 0) else { return Ok(None) };
+    let peak = planned.plan().peak_bytes;
+    if plan_prepare(planned.base(), Path::new("text"), MemoryBudget::Bytes(peak)).is_err() {
+        return Ok(None);
+    }
+    let budget = Budget::AtMost(peak);
+    let samples = Samples::choose(valid, count, tokens, args.machine.threads(), budget)?;
+    Ok(Some(samples).filter(|samples| !samples.is_empty()))
+}
+
+/// The adapter that the run starts from, or none.
+fn init_adapter(args: &TrainArgs, base: &Base) -> Result<Adapter> {
+    match &args.lora.init_adapter {
+        Some(folder) => Ok(Adapter::load(base, folder)?.0),
+        None => Ok(Adapter::none(base)),
+    }
+}
+
+/// What to say where events can't be written.
+fn unwritten(folder: &RunFolder) -> impl FnOnce(std::io::Error) -> smidgen::Error {
+    let path = folder.tensorboard();
+    move |source| smidgen::Error::Io { action: "write", path, source }
+}
+
+/// Writes the page that tells of the run.
+fn write_page(
+    folder: &RunFolder,
+    report: &Report,
+    rows: &[PlanRow],
+    budget: Option<u64>,
+) -> Result<()> {
+    let history = folder.history(run_page::GROUPS)?;
+    let command = &ui::typed_command();
+    let page = Page { command, report, history: &history, rows, budget }.html();
+    fs::write(folder.page(), page).map_err(Failure::file("write", &folder.page()))
 }
 
 /// Looks after a run: metrics, evaluations, saves, progress.
@@ -116,11 +227,22 @@ struct Watch<'a> {
     seconds: Vec<f64>,
     tokens: u64,
     valid: Vec<Valid>,
+    /// The last step that was evaluated, before the run was resumed too.
+    evaluated: Option<u64>,
     begin: Instant,
+    /// When the run's state was saved, or began.
+    saved: Instant,
+    events: Option<Events>,
 }
 
 impl<'a> Watch<'a> {
-    fn new(args: &'a TrainArgs, valid_data: Option<Dataset>, stop: &'a Stop, planned: u64) -> Self {
+    fn new(
+        args: &'a TrainArgs,
+        valid_data: Option<Dataset>,
+        stop: &'a Stop,
+        planned: u64,
+        events: Option<Events>,
+    ) -> Self {
         Self {
             args,
             valid_data,
@@ -131,16 +253,24 @@ impl<'a> Watch<'a> {
             seconds: Vec::new(),
             tokens: 0,
             valid: Vec::new(),
+            evaluated: None,
             begin: Instant::now(),
+            saved: Instant::now(),
+            events,
         }
     }
 
     /// All steps, and the evaluation at their end; a signal ends both early, which is no error.
     fn run(&mut self, session: &mut Session, folder: &mut RunFolder) -> Result<()> {
         let stop = self.stop;
-        let mut ended = session
-            .run(None, stop.flag(), &mut |session, step| self.after_step(session, folder, step));
+        let mut ended = self.evaluate_late(session, folder);
+        if ended.is_ok() {
+            ended = session.run(None, stop.flag(), &mut |session, step| {
+                self.after_step(session, folder, step)
+            });
+        }
         if matches!(ended, Ok(Outcome::Finished)) && !self.is_complete(session) {
+            self.save(session, folder)?;
             ended = self.evaluate(session, folder).map(|()| Outcome::Finished);
         }
         match ended.map_err(Failure::from) {
@@ -149,9 +279,23 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// The evaluation after the step that the run was interrupted at, if it was cut short.
+    fn evaluate_late(
+        &mut self,
+        session: &mut Session,
+        folder: &mut RunFolder,
+    ) -> smidgen::Result<Outcome> {
+        let done = session.steps_done();
+        let due = is_due(self.args.watch.steps_per_eval, done);
+        if due && done > 0 && !session.is_finished() && self.evaluated != Some(done) {
+            self.evaluate(session, folder)?;
+        }
+        Ok(Outcome::Paused)
+    }
+
     /// Whether all steps are done, and the evaluation at their end where there is data for one.
     fn is_complete(&self, session: &Session) -> bool {
-        let evaluated = self.valid.last().map(|v| v.step) == Some(session.steps_done());
+        let evaluated = self.evaluated == Some(session.steps_done());
         session.is_finished() && (evaluated || self.valid_data.is_none())
     }
 
@@ -165,6 +309,10 @@ impl<'a> Watch<'a> {
         self.losses.push(step.loss);
         self.seconds.push(step.seconds);
         self.tokens += step.tokens as u64;
+        let mut numbers =
+            vec![("train/loss", step.loss), ("train/learning_rate", step.learning_rate)];
+        numbers.extend(step.memory_bytes.map(|bytes| ("memory/MB", bytes as f64 / 1e6)));
+        self.event(folder, step.step, &numbers)?;
         let planned = self.planned;
         self.progress.at(step.step, step.steps, || {
             let rate = step.tokens as f64 / step.seconds;
@@ -173,17 +321,27 @@ impl<'a> Watch<'a> {
             });
             format!("loss {:.4}  {rate:.0} tokens/s{memory}", step.loss)
         });
-        let is_due = |every: Option<u64>| every.is_some_and(|n| step.step.is_multiple_of(n));
-        if is_due(self.args.watch.steps_per_eval) {
+        if is_due(self.args.watch.steps_per_eval, step.step) {
             self.evaluate(session, folder)?;
         }
-        if is_due(self.args.watch.save_every) && !session.is_finished() {
-            session.save(folder.path())?;
+        let is_old = self.saved.elapsed() >= SAVE_EVERY;
+        let due = is_due(self.args.watch.save_every, step.step);
+        if (due || is_old) && !session.is_finished() {
+            self.save(session, folder)?;
         }
         Ok(match self.stop.exit_code() {
             Some(_) => smidgen::Flow::Pause,
             None => smidgen::Flow::Continue,
         })
+    }
+
+    /// Saves the state that a killed run goes on from, and the adapter.
+    fn save(&mut self, session: &mut Session, folder: &RunFolder) -> smidgen::Result<()> {
+        // An adapter that is not finite is refused, and leaves the last good state.
+        session.save(folder.path())?;
+        session.save_state(&folder.state())?;
+        self.saved = Instant::now();
+        Ok(())
     }
 
     fn evaluate(&mut self, session: &mut Session, folder: &mut RunFolder) -> smidgen::Result<()> {
@@ -195,8 +353,22 @@ impl<'a> Watch<'a> {
         self.progress.line(&format!(
             "step {step}: valid loss {loss:.4}, perplexity {perplexity:.2}, accuracy {accuracy:.3}"
         ));
+        self.event(folder, step, &[("valid/loss", loss), ("valid/accuracy", accuracy)])?;
         self.valid.push(Valid { step, loss, perplexity, accuracy });
+        self.evaluated = Some(step);
         Ok(())
+    }
+
+    fn event(
+        &mut self,
+        folder: &RunFolder,
+        step: u64,
+        numbers: &[(&str, f64)],
+    ) -> smidgen::Result<()> {
+        match &mut self.events {
+            Some(events) => events.numbers(step, numbers).map_err(unwritten(folder)),
+            None => Ok(()),
+        }
     }
 
     fn fill(self, report: &mut Report, session: &Session) {
@@ -230,6 +402,11 @@ pub fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
     ui.say(&format!("adapter   rank {rank}, alpha {alpha}, {numbers} numbers to train"));
 }
 
+/// Whether what is done every so many steps is done after `step`.
+fn is_due(every: Option<u64>, step: u64) -> bool {
+    every.is_some_and(|n| step.is_multiple_of(n))
+}
+
 /// How far a run came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -239,15 +416,19 @@ enum End {
     Interrupted,
 }
 
-fn say_end(ui: &Ui, report: &Report, out: &Path, end: End, saved: bool) {
+fn say_end(ui: &Ui, report: &Report, folder: &RunFolder, end: End, saved: bool) {
     let steps = report.steps.unwrap_or(0);
     let (seconds, tokens) = (report.seconds.unwrap_or(0.0), report.tokens.unwrap_or(0));
     let head = if end == End::Interrupted { "Interrupted after" } else { "Trained" };
+    let before = report.resumed_steps.map_or(String::new(), |n| format!(", {n} of them before"));
     ui.say(&format!(
-        "{head} {}, {} in {seconds:.1} s.",
+        "{head} {}{before}, {} in {seconds:.1} s.",
         count(steps, "step"),
         count(tokens, "token")
     ));
+    if end == End::Interrupted && saved {
+        ui.say("The same command with --resume goes on, as if it had not been interrupted.");
+    }
     if end == End::EvaluationCutShort {
         ui.say("The evaluation after the last step was cut short.");
     }
@@ -265,7 +446,10 @@ fn say_end(ui: &Ui, report: &Report, out: &Path, end: End, saved: bool) {
     });
     ui.say(&format!("peak      planned {} bytes, {measured}", grouped(planned)));
     ui.say(&match saved {
-        true => format!("adapter   {}", out.display()),
+        true => {
+            let (adapter, page) = (folder.path().display(), folder.page());
+            format!("adapter   {adapter}\nreport    {}", page.display())
+        }
         false => "Nothing was trained, so nothing was saved.".to_owned(),
     });
 }
