@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{AdapterConfig, BaseModel, CONFIG_FILE, Factor, LoraShape, WEIGHTS_FILE, safetensors};
+use smidgen_kernels::Format;
+
+use super::{AdapterConfig, BaseModel, CONFIG_FILE, Factor, LoraShape, WEIGHTS_FILE};
 use crate::error::{Error, Result};
 use crate::new_file::NewFile;
+use crate::safetensors;
 
 /// Numbers written at once.
 const CHUNK_LEN: usize = 4096;
@@ -46,7 +49,8 @@ impl AdapterWriter {
             .iter()
             .map(|&(module, factor)| (factor.key(module), modules[module].dims(factor)))
             .collect();
-        let (header, ranges) = safetensors::header(&matrices);
+        let tensors = matrices.iter().map(|(name, dims)| (&**name, Format::F32, &dims[..]));
+        let (header, ranges) = safetensors::header(tensors);
         let missing = places.iter().map(|&(module, factor)| (module.clone(), factor)).zip(ranges);
         let weights = NewFile::create(&folder.join(WEIGHTS_FILE))?;
         weights.write_at(&header, 0)?;
