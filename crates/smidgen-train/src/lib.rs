@@ -10,6 +10,7 @@ mod adapter;
 mod base;
 mod bench;
 mod budget;
+mod convert;
 mod error;
 mod evaluate;
 mod generate;
@@ -24,6 +25,7 @@ pub mod step;
 pub use adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig, TargetModules};
 pub use base::Base;
 pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
+pub use convert::{Convert, Converted, ConvertedTensor, GgufKind, export_gguf};
 pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
 pub use generate::GenerateConfig;
@@ -36,6 +38,7 @@ pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepRep
 
 pub use smidgen_graph::plan::{CurvePoint, Plan, Remedy};
 pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};
+pub use smidgen_kernels::Format;
 pub use smidgen_models::{Info, synth};
 pub use smidgen_runtime::SpoolFormat;
 pub use smidgen_runtime::measure::Packing;
