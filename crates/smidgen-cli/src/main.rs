@@ -56,6 +56,9 @@ fn run(command: &Command) -> Result<()> {
         Command::Train(args) => commands::train::run(args, &stop),
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),
+        Command::Export(args) => commands::export::run(args),
+        Command::Fuse(args) => commands::fuse::run(args, &stop),
+        Command::Quantize(args) => commands::quantize::run(args, &stop),
         Command::Bench(args) => commands::bench::run(args, &stop),
     };
     match (result, stop.exit_code()) {
