@@ -58,6 +58,9 @@ fn run(command: &Command) -> Result<()> {
         Command::Train(args) => commands::train::run(args, &stop),
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),
+        Command::Export(args) => commands::export::run(args),
+        Command::Fuse(args) => commands::fuse::run(args, &stop),
+        Command::Quantize(args) => commands::quantize::run(args, &stop),
         Command::Bench(args) => commands::bench::run(args, &stop),
         Command::Completions(args) => {
             let (mut command, out) = (Cli::command(), &mut std::io::stdout());

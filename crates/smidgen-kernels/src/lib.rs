@@ -29,7 +29,7 @@ pub use attention::{
     QUERY_BLOCK,
 };
 pub use dropout::{DropoutKey, Place};
-pub use formats::{Format, QuantMatrix};
+pub use formats::{Format, QuantMatrix, Unencodable};
 pub use gate::Activation;
 pub use gemm::{GEMM_SCRATCH, GRAIN, Init, Matrix, Operand, Task, Term, Tiling};
 pub use head::{RowResult, RowState};

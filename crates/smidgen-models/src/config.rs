@@ -61,7 +61,7 @@ pub(crate) struct Decoder {
 }
 
 /// No model has a size beyond this; products of two such sizes fit 64 bits with room.
-const LARGEST: usize = 1 << 24;
+pub(crate) const LARGEST: usize = 1 << 24;
 
 impl Decoder {
     /// Reads the keys that begin with `family`.
@@ -89,7 +89,8 @@ impl Decoder {
             rope_base: gguf.f32(&base_key).optional()?.unwrap_or(10_000.0),
             tied: gguf.tensor("output.weight").optional()?.is_none(),
         };
-        decoder.check(gguf, family, [&eps_key, &base_key])?;
+        decoder.check_sizes(family)?;
+        decoder.check_keys(gguf, family)?;
         Ok(decoder)
     }
 
@@ -114,47 +115,54 @@ impl Decoder {
         gguf.f32(&format!("{family}.rope.freq_base"), self.rope_base)
     }
 
-    fn check(&self, gguf: &Gguf, family: &str, [eps_key, base_key]: [&str; 2]) -> Result<()> {
-        let wrong =
-            |key: String, value: String, expected| Err(Error::Value { key, value, expected });
+    /// Refuses sizes that make no model; `family` begins the names of their keys.
+    pub fn check_sizes(&self, family: &str) -> Result<()> {
+        let wrong = |name: &str, value: String, expected| {
+            Err(Error::Value { key: format!("{family}.{name}"), value, expected })
+        };
         let sizes = [
             ("embedding_length", self.hidden),
             ("feed_forward_length", self.ffn),
             ("vocab_size", self.vocabulary),
         ];
         if let Some((name, value)) = sizes.into_iter().find(|(_, value)| *value < 2) {
-            let key = format!("{family}.{name}");
-            return wrong(key, value.to_string(), "no model has a size below 2 there");
+            return wrong(name, value.to_string(), "no model has a size below 2 there");
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            let key = format!("{family}.attention.head_count_kv");
-            return wrong(key, self.kv_heads.to_string(), "it must divide the number of heads");
+            let (name, value) = ("attention.head_count_kv", self.kv_heads.to_string());
+            return wrong(name, value, "it must divide the number of heads");
         }
+        let (name, value) = ("attention.key_length", self.head_dim.to_string());
         if self.head_dim > MAX_HEAD_DIM {
-            let key = format!("{family}.attention.key_length");
-            return wrong(key, self.head_dim.to_string(), "heads have at most 1,024 columns");
+            return wrong(name, value, "heads have at most 1,024 columns");
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            let key = format!("{family}.attention.key_length");
-            return wrong(key, self.head_dim.to_string(), "heads have an even number of columns");
-        }
-        let value_key = format!("{family}.attention.value_length");
-        if let Some(value) = optional_size(gguf, &value_key)?.filter(|&v| v != self.head_dim) {
-            return wrong(value_key, value.to_string(), "values are as wide as keys");
-        }
-        let rotary_key = format!("{family}.rope.dimension_count");
-        if let Some(value) = optional_size(gguf, &rotary_key)?.filter(|&v| v != self.head_dim) {
-            return wrong(rotary_key, value.to_string(), "whole heads are rotated");
+            return wrong(name, value, "heads have an even number of columns");
         }
         if !(self.eps > 0.0 && self.eps < 1.0) {
-            return wrong(eps_key.into(), self.eps.to_string(), "it must lie between 0 and 1");
+            let name = "attention.layer_norm_rms_epsilon";
+            return wrong(name, self.eps.to_string(), "it must lie between 0 and 1");
         }
         if !(self.rope_base > 1.0 && self.rope_base.is_finite()) {
-            return wrong(base_key.into(), self.rope_base.to_string(), "it must be above 1");
+            return wrong("rope.freq_base", self.rope_base.to_string(), "it must be above 1");
         }
         if self.layers > 4096 {
-            let key = format!("{family}.block_count");
-            return wrong(key, self.layers.to_string(), "no model has more than 4096 layers");
+            let expected = "no model has more than 4096 layers";
+            return wrong("block_count", self.layers.to_string(), expected);
+        }
+        Ok(())
+    }
+
+    /// Refuses values that are as wide as no key, and heads that are rotated in part.
+    fn check_keys(&self, gguf: &Gguf, family: &str) -> Result<()> {
+        for (name, expected) in [
+            ("attention.value_length", "values are as wide as keys"),
+            ("rope.dimension_count", "whole heads are rotated"),
+        ] {
+            let key = format!("{family}.{name}");
+            if let Some(value) = optional_size(gguf, &key)?.filter(|&v| v != self.head_dim) {
+                return Err(Error::Value { key, value: value.to_string(), expected });
+            }
         }
         Ok(())
     }

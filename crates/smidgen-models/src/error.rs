@@ -1,5 +1,7 @@
 //! What can be wrong with a model's metadata, or end its writing.
 
+use std::path::PathBuf;
+
 /// The result of reading a model's metadata.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -28,6 +30,14 @@ pub enum Error {
         value: String,
         /// What it should be.
         expected: &'static str,
+    },
+    /// A checkpoint's settings, tensors or tokenizer that no known model has.
+    #[error("{path}: {what}", path = path.display())]
+    Checkpoint {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong, and what to do about it.
+        what: String,
     },
     /// The caller asked to stop while a model was written.
     #[error("cancelled")]

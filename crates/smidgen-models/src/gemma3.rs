@@ -8,15 +8,17 @@ use smidgen_graph::{
 };
 use smidgen_weights::{Gguf, GgufWriter, Optional};
 
-use crate::config::{Decoder, optional_size, position_divisor, write_position_divisor, write_size};
+use crate::config::{
+    Decoder, Info, optional_size, position_divisor, write_position_divisor, write_size,
+};
 use crate::error::{Error, Result};
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
 /// The rotation's base of local layers, which files do not carry.
-const LOCAL_ROPE_BASE: f32 = 10_000.0;
+pub(crate) const LOCAL_ROPE_BASE: f32 = 10_000.0;
 
 /// Every sixth layer is global, where the file does not say otherwise.
-const PATTERN: usize = 6;
+pub(crate) const PATTERN: usize = 6;
 
 /// The largest model, 62 layers, scales its scores by 1 / sqrt(hidden / heads).
 const LARGEST_MODEL_LAYERS: usize = 62;
@@ -53,10 +55,9 @@ pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
         let expected = "capped logits are not supported";
         return Err(Error::Value { key: soft_cap.into(), value: value.to_string(), expected });
     }
-    let info = config.info("gemma3", false);
-    let blocks =
-        Gemma3 { pattern, ..Gemma3::new(config, window, position_divisor(gguf, "gemma3")?) };
-    Ok(Model { info, blocks: Box::new(blocks) })
+    let divisor = position_divisor(gguf, "gemma3")?;
+    let blocks = Gemma3::new(config, window, divisor).with_pattern(pattern);
+    Ok(Model { info: blocks.info(), blocks: Box::new(blocks) })
 }
 
 impl Gemma3 {
@@ -70,6 +71,21 @@ impl Gemma3 {
         };
         let scale = 1.0 / (width as f32).sqrt();
         Self { config, window, pattern: PATTERN, position_divisor, scale }
+    }
+
+    /// The same with `pattern` layers from one global layer to the next.
+    pub fn with_pattern(self, pattern: usize) -> Self {
+        Self { pattern, ..self }
+    }
+
+    /// What callers ask.
+    pub fn info(&self) -> Info {
+        self.config.info("gemma3", false)
+    }
+
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.scale
     }
 
     /// Writes the keys that [`open`] reads.

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
+pub mod checkpoint;
 mod config;
 mod error;
 mod gemma3;

@@ -6,36 +6,64 @@ use smidgen_graph::ops::Mlp;
 use smidgen_graph::{
     Activation, Architecture, Block, BlockBuilder, LoraSpec, RopeShape, RopeStyle,
 };
-use smidgen_weights::{Gguf, Optional};
+use smidgen_weights::{Gguf, GgufWriter, Optional};
 
-use crate::config::{Decoder, position_divisor};
+use crate::config::{Decoder, Info, position_divisor, write_position_divisor, write_size};
 use crate::error::{Error, Result};
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
+/// The tensor of frequencies' factors.
+pub(crate) const FACTORS: &str = "rope_freqs.weight";
+
 #[derive(Debug)]
-struct Llama {
+pub(crate) struct Llama {
     config: Decoder,
-    frequencies: Vec<f32>,
+    position_divisor: f32,
+    /// By what each frequency is divided further, one for every pair of a head.
+    factors: Option<Vec<f32>>,
 }
 
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
     let config = Decoder::read(gguf, "llama")?;
     let divisor = position_divisor(gguf, "llama")?;
-    let mut frequencies = config.frequencies(config.rope_base);
-    frequencies.iter_mut().for_each(|f| *f /= divisor);
-    if let Some(factors) = gguf.vector_f32("rope_freqs.weight").optional()? {
-        let fits = factors.len() == frequencies.len() && factors.iter().all(|f| *f > 0.0);
+    let factors = gguf.vector_f32(FACTORS).optional()?;
+    if let Some(factors) = &factors {
+        let fits = factors.len() == config.head_dim / 2 && factors.iter().all(|f| *f > 0.0);
         if !fits {
             return Err(Error::Value {
-                key: "rope_freqs.weight".into(),
+                key: FACTORS.into(),
                 value: format!("{} numbers", factors.len()),
                 expected: "there is one positive factor for every pair of a head",
             });
         }
-        frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
     }
-    let info = config.info("llama", true);
-    Ok(Model { info, blocks: Box::new(Llama { config, frequencies }) })
+    let blocks = Llama::new(config, divisor, factors);
+    Ok(Model { info: blocks.info(), blocks: Box::new(blocks) })
+}
+
+impl Llama {
+    /// The family's blocks of these sizes. Positions are divided by `position_divisor`, and
+    /// frequencies by `factors`, where there are some, one for every pair of a head.
+    pub fn new(config: Decoder, position_divisor: f32, factors: Option<Vec<f32>>) -> Self {
+        Self { config, position_divisor, factors }
+    }
+
+    /// Writes the keys that [`open`] reads; factors are a tensor.
+    pub fn write(&self, gguf: &mut GgufWriter) -> smidgen_weights::Result<()> {
+        self.config.write(gguf, "llama")?;
+        write_size(gguf, "llama.rope.dimension_count", self.config.head_dim)?;
+        write_position_divisor(gguf, "llama", self.position_divisor)
+    }
+
+    /// What callers ask.
+    pub fn info(&self) -> Info {
+        self.config.info("llama", true)
+    }
+
+    /// By what frequencies are divided beside the position's divisor.
+    pub fn factors(&self) -> Option<&[f32]> {
+        self.factors.as_deref()
+    }
 }
 
 impl Architecture for Llama {
@@ -52,7 +80,7 @@ impl Architecture for Llama {
     }
 
     fn other_tensors(&self) -> &[&str] {
-        &["rope_freqs.weight"]
+        &[FACTORS]
     }
 
     fn hidden(&self) -> usize {
@@ -60,7 +88,12 @@ impl Architecture for Llama {
     }
 
     fn rope_frequencies(&self) -> Vec<Vec<f32>> {
-        vec![self.frequencies.clone()]
+        let mut frequencies = self.config.frequencies(self.config.rope_base);
+        frequencies.iter_mut().for_each(|f| *f /= self.position_divisor);
+        if let Some(factors) = &self.factors {
+            frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
+        }
+        vec![frequencies]
     }
 
     fn embedding_block(&self) -> Block {

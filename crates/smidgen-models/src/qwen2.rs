@@ -7,7 +7,7 @@ use smidgen_graph::{
 };
 use smidgen_weights::{Gguf, GgufWriter};
 
-use crate::config::{Decoder, position_divisor, write_position_divisor};
+use crate::config::{Decoder, Info, position_divisor, write_position_divisor};
 use crate::error::Result;
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
@@ -20,14 +20,19 @@ pub(crate) struct Qwen2 {
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
     let config = Decoder::read(gguf, "qwen2")?;
     let position_divisor = position_divisor(gguf, "qwen2")?;
-    let info = config.info("qwen2", false);
-    Ok(Model { info, blocks: Box::new(Qwen2 { config, position_divisor }) })
+    let blocks = Qwen2::new(config, position_divisor);
+    Ok(Model { info: blocks.info(), blocks: Box::new(blocks) })
 }
 
 impl Qwen2 {
-    /// The family's blocks of these sizes.
-    pub fn new(config: Decoder) -> Self {
-        Self { config, position_divisor: 1.0 }
+    /// The family's blocks of these sizes; positions are divided by `position_divisor`.
+    pub fn new(config: Decoder, position_divisor: f32) -> Self {
+        Self { config, position_divisor }
+    }
+
+    /// What callers ask.
+    pub fn info(&self) -> Info {
+        self.config.info("qwen2", false)
     }
 
     /// Writes the keys that [`open`] reads.

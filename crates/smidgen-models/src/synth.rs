@@ -12,11 +12,12 @@ mod vocabulary;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use smidgen_graph::{Architecture, Block};
+use smidgen_graph::{Architecture, WeightSlot};
 use smidgen_weights::{Format, GgufWriter, NewTensor, RandomTensors, TensorWriter};
 
 pub use presets::Preset;
 
+use crate::blocks::weights;
 use crate::config::Decoder;
 use crate::error::{Error, Result};
 use crate::gemma3::Gemma3;
@@ -115,7 +116,7 @@ impl Shape {
     fn blocks(&self) -> Blocks {
         let config = self.config();
         match self.family {
-            Family::Qwen2 => Blocks::Qwen2(Qwen2::new(config)),
+            Family::Qwen2 => Blocks::Qwen2(Qwen2::new(config, 1.0)),
             Family::Gemma3 { window, position_divisor } => {
                 Blocks::Gemma3(Gemma3::new(config, window, position_divisor))
             }
@@ -156,29 +157,16 @@ impl Blocks {
     }
 }
 
-/// Every tensor that the blocks name, once, in the order of the model.
+/// Every tensor that the blocks name: matrices as Q4_0, vectors as F32.
 fn tensors(model: &dyn Architecture) -> Vec<NewTensor> {
-    let mut tensors: Vec<NewTensor> = Vec::new();
-    let mut add = |block: Block, prefix: &str| {
-        for slot in block.weights {
-            let name = format!("{prefix}{}", slot.tensor);
-            let (rows, cols) = (slot.rows as u64, slot.cols as u64);
-            let tensor = match rows {
-                1 => NewTensor { name, format: Format::F32, shape: vec![cols] },
-                _ => NewTensor { name, format: Format::Q4_0, shape: vec![cols, rows] },
-            };
-            if !tensors.contains(&tensor) {
-                tensors.push(tensor);
-            }
+    let tensor = |slot: WeightSlot| {
+        let (name, rows, cols) = (slot.tensor, slot.rows as u64, slot.cols as u64);
+        match rows {
+            1 => NewTensor { name, format: Format::F32, shape: vec![cols] },
+            _ => NewTensor { name, format: Format::Q4_0, shape: vec![cols, rows] },
         }
     };
-    add(model.embedding_block(), "");
-    for layer in 0..model.layers() {
-        let block = model.layer_block(model.layer_kind(layer), None, smidgen_graph::GRAIN);
-        add(block, &model.layer_prefix(layer));
-    }
-    add(model.head_block(), "");
-    tensors
+    weights(model).into_iter().map(tensor).collect()
 }
 
 /// The tensors' bytes on their way into the file.

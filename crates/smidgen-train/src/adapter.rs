@@ -193,6 +193,13 @@ impl AdapterShape {
         &self.config
     }
 
+    /// The alpha that, over the rank, is the scale of the branch: larger by sqrt(rank) than that of
+    /// the settings where they ask for rank-stabilised LoRA.
+    pub(crate) fn alpha_over_rank(&self) -> f64 {
+        let root = if self.use_rslora { (self.config.rank as f64).sqrt() } else { 1.0 };
+        self.config.alpha * root
+    }
+
     /// Trainable numbers.
     pub fn len(&self) -> usize {
         self.slots.last().map_or(0, |s| s.range.end)
@@ -376,19 +383,8 @@ impl Adapter {
     /// # Errors
     /// A number is infinite or no number: nothing is written then. A file can't be written.
     pub fn save(&mut self, base: &Base, folder: &Path) -> Result<()> {
+        self.check_finite(folder)?;
         let Self { shape, values } = self;
-        for slot in &shape.slots {
-            if values.piece(slot.range.clone())?.iter().all(|x| x.is_finite()) {
-                continue;
-            }
-            let what = format!(
-                "{} {:?} holds numbers that are not finite, so the adapter is not saved and an \
-                 earlier one is left as it was; lower the learning rate",
-                slot.path(),
-                slot.factor
-            );
-            return Err(Error::Adapter { path: folder.to_owned(), what });
-        }
         let names: Vec<String> = shape
             .spec
             .modules
@@ -429,6 +425,24 @@ impl Adapter {
             writer.write(&slot.path(), smidgen_weights::Factor::B, &rows)?;
         }
         Ok(writer.finish()?)
+    }
+
+    /// Refuses numbers that are not finite, which were to be saved at `path`.
+    pub(crate) fn check_finite(&mut self, path: &Path) -> Result<()> {
+        let Self { shape, values } = self;
+        for slot in &shape.slots {
+            if values.piece(slot.range.clone())?.iter().all(|x| x.is_finite()) {
+                continue;
+            }
+            let what = format!(
+                "{} {:?} holds numbers that are not finite, so the adapter is not saved and an \
+                 earlier one is left as it was; lower the learning rate",
+                slot.path(),
+                slot.factor
+            );
+            return Err(Error::Adapter { path: path.to_owned(), what });
+        }
+        Ok(())
     }
 
     /// Which projections it sits on, and where its numbers lie.
@@ -520,7 +534,7 @@ fn permutation(base: &Base, module: &str) -> Option<usize> {
 }
 
 /// `to[c][r] = from[r][c]`.
-fn transpose(from: &[f32], rows: usize, cols: usize, to: &mut [f32]) {
+pub(crate) fn transpose(from: &[f32], rows: usize, cols: usize, to: &mut [f32]) {
     for (r, row) in from.chunks_exact(cols).enumerate() {
         for (c, &x) in row.iter().enumerate() {
             to[c * rows + r] = x;

@@ -142,6 +142,11 @@ impl RunFolder {
         self.own().join(format!("{split}.tokens"))
     }
 
+    /// Where the adapter goes as a GGUF LoRA, beside the PEFT files.
+    pub fn gguf(&self) -> PathBuf {
+        self.folder.join("adapter.gguf")
+    }
+
     /// Where a page that tells of the run goes.
     pub fn page(&self) -> PathBuf {
         self.own().join("report.html")

@@ -80,6 +80,17 @@ pub enum Error {
         found: String,
     },
 
+    /// A tensor holds what can't be written, or is not what it should be.
+    #[error("{path}: tensor {tensor}: {what}", path = path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it, and where.
+        what: String,
+    },
+
     /// A JSON file does not parse.
     #[error("{path}: {source}", path = path.display())]
     Json {
@@ -87,6 +98,15 @@ pub enum Error {
         path: PathBuf,
         /// What the parser said, with line and column.
         source: serde_json::Error,
+    },
+
+    /// A checkpoint's folder lacks a file, or its files contradict each other.
+    #[error("{path}: {what}", path = path.display())]
+    Checkpoint {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong, and what to do about it.
+        what: String,
     },
 
     /// An adapter asks for what is not exact plain LoRA, or its files contradict each other.

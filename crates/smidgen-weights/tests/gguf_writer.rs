@@ -143,3 +143,35 @@ fn a_file_is_finished_when_its_tensors_are() {
     writer.write(&[0; 4]).unwrap();
     let _ = writer.finish();
 }
+
+#[test]
+fn entries_are_copied_as_they_stand() {
+    let (one, two) = (Place::new(), Place::new());
+    written(&one.path());
+    let from = Gguf::open(one.path()).unwrap();
+    let mut writer = GgufWriter::create(two.path()).unwrap();
+    from.keys().for_each(|key| writer.copy(&from, key).unwrap());
+    assert!(matches!(writer.copy(&from, "nowhere"), Err(Error::MissingKey { .. })));
+    writer.tensors(&[]).unwrap().finish().unwrap();
+    let copy = Gguf::open(two.path()).unwrap();
+    assert!(copy.keys().eq(from.keys()));
+    let strings = |gguf: &Gguf, key: &str| gguf.strings(key).unwrap().packed().to_vec();
+    for key in ["tokens", "none"] {
+        assert_eq!(strings(&copy, key), strings(&from, key));
+    }
+    assert_eq!(copy.str("general.architecture").unwrap(), "toy");
+    assert_eq!(copy.u32("toy.block_count").unwrap(), 2);
+    assert_eq!(copy.f32("toy.eps").unwrap(), 1e-6);
+    assert!(copy.bool("toy.causal").unwrap());
+    assert_eq!(copy.i32s("types").unwrap().collect::<Vec<_>>(), [1, -1]);
+}
+
+#[test]
+fn tensors_come_in_the_order_of_their_bytes() {
+    let place = Place::new();
+    written(&place.path());
+    let gguf = Gguf::open(place.path()).unwrap();
+    assert_eq!(gguf.tensors_in_order(), ["norm.weight", "up.weight", "cube"]);
+    assert_eq!(gguf.shape("cube").unwrap(), [2, 3, 4]);
+    assert!(matches!(gguf.shape("nowhere"), Err(Error::MissingTensor { .. })));
+}

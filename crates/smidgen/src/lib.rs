@@ -124,5 +124,8 @@ pub use smidgen_train::{
     BenchCase, BenchReport, BenchSettings, Cost, Packing, Phase, Profile, Round, Work, bench, synth,
 };
 
+// Models and adapters as other files.
+pub use smidgen_train::{Convert, Converted, ConvertedTensor, Format, GgufKind, export_gguf};
+
 // Scoring and generating.
 pub use smidgen_train::{Conversation, Evaluation, Evaluator, GenerateConfig};

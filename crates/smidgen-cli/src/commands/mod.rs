@@ -4,8 +4,12 @@ pub mod bench;
 pub mod data;
 pub mod demo;
 pub mod eval;
+pub mod export;
+pub mod fuse;
 pub mod generate;
+mod out_file;
 pub mod plan;
+pub mod quantize;
 mod run_data;
 mod samples;
 mod settings;
@@ -24,12 +28,20 @@ use crate::ui::{self, Ui, count, grouped};
 
 /// Opens the model that `--model` names, with the tokenizer that `--tokenizer` names.
 fn open_model(args: &ModelArgs) -> Result<Base> {
-    let path = args.model.as_path();
+    let base = open_base(&args.model)?;
+    Ok(match &args.tokenizer {
+        Some(tokenizer) => base.with_tokenizer_json(tokenizer),
+        None => base,
+    })
+}
+
+/// Opens the model that `--model` names.
+fn open_base(path: &Path) -> Result<Base> {
     let text = path.display();
     if path.is_dir() {
         return Err(Failure::usage(format!(
-            "--model {text}: a GGUF file is expected and this is a folder; convert the checkpoint \
-             with llama.cpp's convert_hf_to_gguf.py, or give the .gguf file in it"
+            "--model {text}: a GGUF file is expected and this is a folder; make one of the checkpoint \
+             with smidgen quantize {text} -o model.gguf, or give the .gguf file in it"
         )));
     }
     let parts = path.components().count();
@@ -43,11 +55,7 @@ fn open_model(args: &ModelArgs) -> Result<Base> {
              model hub, download a GGUF file of that model and give its path"
         )));
     }
-    let base = Base::open(path)?;
-    Ok(match &args.tokenizer {
-        Some(tokenizer) => base.with_tokenizer_json(tokenizer),
-        None => base,
-    })
+    Ok(Base::open(path)?)
 }
 
 /// Opens data, with progress where it takes long.

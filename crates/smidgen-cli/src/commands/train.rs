@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use smidgen::{
     Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Outcome, Planned,
-    RunFolder, RunState, Session, StepReport, plan_prepare,
+    RunFolder, RunState, Session, StepReport, export_gguf, plan_prepare,
 };
 
 use super::run_data::{RunData, RunFiles};
@@ -142,6 +142,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         report.answers = samples.answers(&base, before, after.unwrap_or_default())?;
     }
     if saved {
+        export_gguf(&base, &mut adapter, &folder.gguf())?;
         write_page(&folder, &report, &rows, budget)?;
     }
     say_end(ui, &report, &folder, end, saved);

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod coded;
+mod encode;
 mod float;
 mod q4_0;
 mod q4_1;
@@ -18,6 +19,7 @@ use crate::arch::Kernels;
 
 pub(crate) use bytes::ByteOps;
 pub(crate) use coded::{Coded, MAX_GROUPS};
+pub use encode::Unencodable;
 pub(crate) use float::half_to_f32;
 use float::{decode_bf16, decode_f16, decode_f32};
 pub(crate) use q4_0::Q4_0;
@@ -89,6 +91,23 @@ impl Format {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+        }
+    }
+
+    /// Its name in GGUF: `Q4_0`, `BF16`, ...
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
         }
     }
 

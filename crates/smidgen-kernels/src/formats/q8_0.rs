@@ -9,6 +9,7 @@
 
 use super::bytes::ByteOps;
 use super::coded::{Coded, Factors, bytes_at, half_at};
+use super::float::finite_half;
 
 /// See the module.
 pub(crate) struct Q8_0;
@@ -28,4 +29,22 @@ impl Coded for Q8_0 {
     fn factors(block: &[u8]) -> Factors {
         Factors::one(half_at(block, 0), 0)
     }
+}
+
+/// The block of 32 finite numbers: the largest magnitude becomes 127, and each number the nearest
+/// code, away from 0 where two are as near (`quantize_row_q8_0_ref` of ggml). `None` where the
+/// scale is beyond half precision.
+#[inline(always)]
+pub(super) fn encode(numbers: &[f32; 32]) -> Option<[u8; 34]> {
+    let largest = numbers.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let scale = largest / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let half = finite_half(scale)?;
+    let mut block = [0; 34];
+    let (d, q) = block.split_at_mut(2);
+    d.copy_from_slice(&half.to_le_bytes());
+    for (q, x) in q.iter_mut().zip(numbers) {
+        *q = ((x * inverse).round() as i8).cast_unsigned();
+    }
+    Some(block)
 }

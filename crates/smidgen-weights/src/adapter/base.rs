@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::read::read_json;
 use super::write::replace_file;
 use crate::error::{Error, Result};
 use crate::gguf::Fingerprint;
+use crate::json;
 
 /// The base model an adapter belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,14 +27,7 @@ impl BaseModel {
     /// # Errors
     /// [`Error::Io`] and [`Error::Json`].
     pub fn read(folder: impl AsRef<Path>) -> Result<Option<Self>> {
-        let path = record(folder.as_ref());
-        match read_json(&path) {
-            Ok(base) => Ok(Some(base)),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        json::read_optional(&record(folder.as_ref()))
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {

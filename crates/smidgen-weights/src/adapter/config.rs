@@ -6,7 +6,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::CONFIG_FILE;
-use super::read::read_json;
 use crate::error::{Error, Result};
 
 /// Highest rank taken for meant.
@@ -73,7 +72,7 @@ impl AdapterConfig {
     /// LoRA, or are incomplete.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join(CONFIG_FILE);
-        let fields: BTreeMap<String, Value> = read_json(&path)?;
+        let fields: BTreeMap<String, Value> = crate::json::read(&path)?;
         Self::from_fields(fields).map_err(|what| Error::adapter(&path, what))
     }
 

@@ -7,13 +7,12 @@ mod base;
 mod config;
 mod read;
 mod rows;
-mod safetensors;
 mod write;
 
 pub use base::BaseModel;
 pub use config::{AdapterConfig, TargetModules};
 pub use read::Adapter;
-pub use rows::{gguf_rows_to_hf, hf_rows_to_gguf};
+pub use rows::{gguf_row, gguf_rows_to_hf, hf_row, hf_rows_to_gguf};
 pub use write::AdapterWriter;
 
 const CONFIG_FILE: &str = "adapter_config.json";

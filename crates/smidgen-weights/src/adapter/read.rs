@@ -2,21 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-use serde::de::DeserializeOwned;
+use smidgen_kernels::Format;
 
-use super::safetensors::{self, Dtype, Matrix};
 use super::{AdapterConfig, Factor, KEY_PREFIX, LoraShape, WEIGHTS_FILE};
 use crate::error::{Error, Result};
+use crate::safetensors::{self, Stored};
 
-/// Largest JSON file read, in bytes.
-const MAX_JSON_BYTES: u64 = 4 << 20;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// A matrix in the file.
+#[derive(Clone, Debug)]
+struct Matrix {
+    format: Format,
+    /// Rows and columns.
+    dims: [usize; 2],
+    /// Its bytes in the file.
+    range: Range<u64>,
+}
 
 /// An adapter whose folder has been checked. Its matrices are read on demand.
 #[derive(Debug)]
@@ -50,7 +57,7 @@ impl Adapter {
             return Err(Error::adapter(folder, what));
         }
         let file = File::open(&path).map_err(|source| Error::io("open", &path, source))?;
-        let matrices = safetensors::read(&path, &file)?;
+        let matrices = matrices(&path, safetensors::read(&path, &file)?)?;
         let modules = pair(&path, matrices, config.r)?;
         Ok(Self { config, path, file, modules })
     }
@@ -82,13 +89,13 @@ impl Adapter {
         assert_eq!(out.len(), matrix.dims[0] * matrix.dims[1], "numbers of {module} {factor:?}");
         let mut chunk = [0; CHUNK_BYTES];
         let mut at = matrix.range.start;
-        for out in out.chunks_mut(CHUNK_BYTES / matrix.dtype.bytes()) {
-            let bytes = &mut chunk[..out.len() * matrix.dtype.bytes()];
+        for out in out.chunks_mut(CHUNK_BYTES / matrix.format.block_bytes()) {
+            let bytes = &mut chunk[..out.len() * matrix.format.block_bytes()];
             self.file
                 .read_exact_at(bytes, at)
                 .map_err(|source| Error::io("read", &self.path, source))?;
             at += bytes.len() as u64;
-            widen(matrix.dtype, bytes, out);
+            matrix.format.decode(bytes, out);
             if !out.iter().all(|number| number.is_finite()) {
                 let what = format!("{} holds a number that is not finite", factor.key(module));
                 return Err(Error::adapter(&self.path, what));
@@ -98,13 +105,19 @@ impl Adapter {
     }
 }
 
-fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-    let numbers = out.iter_mut().zip(bytes.chunks_exact(dtype.bytes()));
-    match dtype {
-        Dtype::F32 => numbers.for_each(|(x, b)| *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        Dtype::F16 => numbers.for_each(|(x, b)| *x = f16::from_le_bytes([b[0], b[1]]).to_f32()),
-        Dtype::Bf16 => numbers.for_each(|(x, b)| *x = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-    }
+/// The file's tensors as matrices.
+fn matrices(path: &Path, tensors: BTreeMap<String, Stored>) -> Result<BTreeMap<String, Matrix>> {
+    let matrix = |(name, tensor): (String, Stored)| {
+        let wrong = |what| Error::adapter(path, format!("tensor {name:?} {what}"));
+        let Some(format) = tensor.format else {
+            let what = format!("is of type {:?}, not F32, F16 or BF16", tensor.dtype);
+            return Err(wrong(what));
+        };
+        let dims = <[usize; 2]>::try_from(tensor.shape)
+            .map_err(|shape| wrong(format!("has {} dimensions, not 2", shape.len())))?;
+        Ok((name, Matrix { format, dims, range: tensor.range }))
+    };
+    tensors.into_iter().map(matrix).collect()
 }
 
 /// Puts the A and B of each module together and checks them against each other and the rank.
@@ -149,16 +162,4 @@ fn split_key(key: &str) -> Option<(&str, Factor)> {
         .iter()
         .find_map(|&factor| Some((path.strip_suffix(factor.key_suffix())?, factor)))?;
     (!found.0.is_empty()).then_some(found)
-}
-
-/// Reads a small JSON file.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let io = |source| Error::io("read", path, source);
-    let file = File::open(path).map_err(io)?;
-    let mut json = Vec::new();
-    file.take(MAX_JSON_BYTES + 1).read_to_end(&mut json).map_err(io)?;
-    if json.len() as u64 > MAX_JSON_BYTES {
-        return Err(Error::Unusable { path: path.to_owned(), why: "it is too large for settings" });
-    }
-    serde_json::from_slice(&json).map_err(|source| Error::Json { path: path.to_owned(), source })
 }

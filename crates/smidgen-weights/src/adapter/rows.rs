@@ -29,6 +29,25 @@ pub fn gguf_rows_to_hf(gguf: &[f32], hf: &mut [f32], heads: usize, cols: usize) 
     });
 }
 
+/// The row in Hugging Face's order that is row `gguf_row` in GGUF's, in heads of `head_dim` rows.
+///
+/// # Panics
+/// If `head_dim` is 0.
+pub fn hf_row(gguf_row: usize, head_dim: usize) -> usize {
+    let within = gguf_row % head_dim;
+    gguf_row - within + within % 2 * (head_dim / 2) + within / 2
+}
+
+/// The row in GGUF's order that is row `hf_row` in Hugging Face's: the inverse of [`hf_row`].
+///
+/// # Panics
+/// If `head_dim` is 0.
+pub fn gguf_row(hf_row: usize, head_dim: usize) -> usize {
+    let (within, half) = (hf_row % head_dim, head_dim / 2);
+    let (side, pair) = if within < half { (0, within) } else { (1, within - half) };
+    hf_row - within + 2 * pair + side
+}
+
 fn check(from: &[f32], to: &[f32], heads: usize, cols: usize) {
     assert_eq!(from.len(), to.len(), "rows in and rows out");
     let even_heads = heads > 0 && cols > 0 && from.len().is_multiple_of(2 * heads * cols);
@@ -64,6 +83,9 @@ mod tests {
         let mut back = vec![0.0; 24];
         gguf_rows_to_hf(&gguf, &mut back, 2, 2);
         assert_eq!(back, hf);
+        let rows: Vec<usize> = (0..12).map(|gguf_row| hf_row(gguf_row, 6)).collect();
+        assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+        assert!((0..12).all(|row| gguf_row(hf_row(row, 6), 6) == row));
     }
 
     #[test]

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{AdapterConfig, BaseModel, CONFIG_FILE, Factor, LoraShape, WEIGHTS_FILE, safetensors};
+use smidgen_kernels::Format;
+
+use super::{AdapterConfig, BaseModel, CONFIG_FILE, Factor, LoraShape, WEIGHTS_FILE};
 use crate::error::{Error, Result};
 use crate::new_file::NewFile;
+use crate::safetensors;
 
 /// Numbers written at once.
 const CHUNK_LEN: usize = 4096;
@@ -46,7 +49,8 @@ impl AdapterWriter {
             .iter()
             .map(|&(module, factor)| (factor.key(module), modules[module].dims(factor)))
             .collect();
-        let (header, ranges) = safetensors::header(&matrices);
+        let tensors = matrices.iter().map(|(name, dims)| (&**name, Format::F32, &dims[..]));
+        let (header, ranges) = safetensors::header(tensors);
         let missing = places.iter().map(|&(module, factor)| (module.clone(), factor)).zip(ranges);
         let weights = NewFile::create(&folder.join(WEIGHTS_FILE))?;
         weights.write_at(&header, 0)?;
@@ -96,9 +100,15 @@ impl AdapterWriter {
     /// If a matrix was not written.
     pub fn finish(self) -> Result<()> {
         assert!(self.missing.is_empty(), "not written: {:?}", self.missing.keys());
+        // Another adapter's settings never stand beside these weights, not even for a moment.
+        let config = self.folder.join(CONFIG_FILE);
+        if std::fs::read(&config).is_ok_and(|old| old != self.config) {
+            std::fs::remove_file(&config)
+                .map_err(|source| Error::io("replace", &config, source))?;
+        }
         self.base.write(&self.folder)?;
         self.weights.commit()?;
-        replace_file(&self.folder.join(CONFIG_FILE), &self.config)
+        replace_file(&config, &self.config)
     }
 }
 

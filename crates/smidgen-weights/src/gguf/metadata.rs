@@ -120,7 +120,7 @@ impl Gguf {
         Ok(self.f32_words(key)?.iter().map(|&word| f32::from_le_bytes(word)))
     }
 
-    fn value(&self, key: &str) -> Result<(&Value, &[u8])> {
+    pub(super) fn value(&self, key: &str) -> Result<(&Value, &[u8])> {
         let missing =
             || Error::MissingKey { path: self.map.path().to_owned(), key: key.to_owned() };
         let value = self.header.values.get(key).ok_or_else(missing)?;

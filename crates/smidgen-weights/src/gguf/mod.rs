@@ -76,6 +76,21 @@ impl Gguf {
         self.header.tensors.keys().map(String::as_str)
     }
 
+    /// Names of all tensors in the order of their bytes in the file.
+    pub fn tensors_in_order(&self) -> Vec<&str> {
+        let mut tensors: Vec<_> = self.header.tensors.iter().collect();
+        tensors.sort_by_key(|(_, info)| info.range.start);
+        tensors.into_iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Size of each dimension of a tensor, the row length first.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn shape(&self, name: &str) -> Result<&[u64]> {
+        Ok(&self.info(name)?.shape)
+    }
+
     /// The tensor of that name.
     ///
     /// # Errors

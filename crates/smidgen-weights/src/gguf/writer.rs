@@ -9,6 +9,7 @@ use std::path::Path;
 
 use smidgen_kernels::Format;
 
+use super::Gguf;
 use super::parse::{DEFAULT_ALIGNMENT, MAX_ENTRIES, MAX_NAME_BYTES, byte_len};
 use super::types::{self, ValueType};
 use crate::error::{Error, Result};
@@ -135,6 +136,25 @@ impl GgufWriter {
     /// Those of [`GgufWriter::str`].
     pub fn f32s(&mut self, key: &str, values: impl IntoIterator<Item = f32>) -> Result<()> {
         self.array(key, ValueType::F32, values, |out, value| out.put(&value.to_le_bytes()))
+    }
+
+    /// Adds an entry as it stands in another file: its key, type and bytes.
+    ///
+    /// # Errors
+    /// Those of [`GgufWriter::str`]; [`Error::MissingKey`] where the other file has no such key.
+    ///
+    /// # Panics
+    /// For `general.alignment`, which this file has its own of.
+    pub fn copy(&mut self, from: &Gguf, key: &str) -> Result<()> {
+        let (value, bytes) = from.value(key)?;
+        self.begin(key, value.kind)?;
+        if let Some((element, count)) = value.elements {
+            self.out.put(&element.number().to_le_bytes())?;
+            self.out.put(&(count as u64).to_le_bytes())?;
+        } else if value.kind == ValueType::String {
+            self.out.put(&(bytes.len() as u64).to_le_bytes())?;
+        }
+        bytes.chunks(BLOCK_BYTES).try_for_each(|bytes| self.out.put(bytes))
     }
 
     /// Ends the metadata and writes the list of tensors, whose bytes come next in the same order.
