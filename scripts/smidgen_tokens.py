@@ -2,9 +2,9 @@
 
 import numpy as np
 
-HEADER_BYTES = 136
+HEADER_BYTES = 168
 MAGIC = b"SMDGTOK\0"
-VERSION = 1
+VERSION = 2
 COUNT_AT = 80
 TARGET_BIT = 1 << 31
 

@@ -34,6 +34,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Go on with a text
     Generate(GenerateArgs),
+    /// Talk with a model, with or without an adapter
+    Chat(ConversationArgs),
     /// Write an adapter in another program's form
     Export(ExportArgs),
     /// Write a model with an adapter merged into it
@@ -75,15 +77,42 @@ pub struct WindowArgs {
     /// Only the first N windows or samples; valid data is read whole
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,
-    /// Put BOS in front of every sequence
+    /// Put BOS in front of every sequence that does not begin with it
     #[arg(long)]
     pub bos: bool,
-    /// Leave prompts out of the loss (the default)
+    /// Leave prompts, and all of a chat but the assistant's turns, out of the loss (the default)
     #[arg(long, overrides_with = "no_mask_prompt")]
     pub mask_prompt: bool,
-    /// Train on prompts too
+    /// Train on prompts too, and on all turns of a chat
     #[arg(long, overrides_with = "mask_prompt")]
     pub no_mask_prompt: bool,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+}
+
+/// What the lines of a .jsonl file are, and how a chat is written.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct ChatArgs {
+    /// Write chats with this template: a chat_template.jinja or tokenizer_config.json [default: those
+    /// beside --tokenizer, else the model file's own]
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// The key of a text, all of which is learned
+    #[arg(long, value_name = "KEY", default_value = "text")]
+    pub text_feature: String,
+    /// The key of a prompt: a text or a list of messages
+    #[arg(long, value_name = "KEY", default_value = "prompt")]
+    pub prompt_feature: String,
+    /// The key of a completion, likewise
+    #[arg(long, value_name = "KEY", default_value = "completion")]
+    pub completion_feature: String,
+    /// The key of a chat's messages [default: messages, or conversations]
+    #[arg(long, value_name = "KEY")]
+    pub chat_feature: Option<String>,
+    /// Keys that may stand there and are not read
+    #[arg(long, value_name = "KEYS", value_delimiter = ',')]
+    pub ignore_features: Vec<String>,
 }
 
 /// What the machine gives.
@@ -542,6 +571,36 @@ impl FusedType {
 }
 
 #[derive(Args, Debug)]
+pub struct ConversationArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A PEFT adapter of this model
+    #[arg(long, value_name = "DIR", visible_alias = "adapter-path")]
+    pub adapter: Option<PathBuf>,
+    /// Say only this, print the answer and end [default: lines of the standard input]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// What the model is told before
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Write the conversation with this template: a chat_template.jinja or tokenizer_config.json
+    /// [default: those beside --tokenizer, else the model file's own]
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Tokens of the longest conversation [default: 4096, or fewer if the model or the memory has no
+    /// room for them]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub context: Option<u32>,
+    #[command(flatten)]
+    pub sample: SampleArgs,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// With --prompt: put one JSON object on stdout, all else on stderr
+    #[arg(long, requires = "prompt", help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -672,7 +731,28 @@ impl WindowArgs {
             chunks: self.chunks.map(|n| n as usize),
             bos: self.bos,
         };
-        smidgen::DataOptions { window, mask_prompt, memory }
+        let features = self.chat.features();
+        smidgen::DataOptions { window, mask_prompt, features, memory }
+    }
+}
+
+impl ChatArgs {
+    /// The model with the template of `--chat-template`.
+    pub fn apply(&self, base: smidgen::Base) -> smidgen::Base {
+        match &self.chat_template {
+            Some(template) => base.with_chat_template(template),
+            None => base,
+        }
+    }
+
+    fn features(&self) -> smidgen::FeatureNames {
+        smidgen::FeatureNames {
+            text: self.text_feature.clone(),
+            prompt: self.prompt_feature.clone(),
+            completion: self.completion_feature.clone(),
+            chat: self.chat_feature.clone(),
+            ignored: self.ignore_features.clone(),
+        }
     }
 }
 

@@ -61,6 +61,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Export(args) => commands::export::run(args),
         Command::Fuse(args) => commands::fuse::run(args, &stop),
         Command::Quantize(args) => commands::quantize::run(args, &stop),
+        Command::Chat(args) => commands::chat::run(args, &stop),
         Command::Bench(args) => commands::bench::run(args, &stop),
         Command::Completions(args) => {
             let (mut command, out) = (Cli::command(), &mut std::io::stdout());

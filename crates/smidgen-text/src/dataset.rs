@@ -11,8 +11,9 @@ pub struct WindowSpec {
     /// Only the first so many windows or samples. Without it one long text also gives its last,
     /// shorter window, if that has at least 2 tokens.
     pub chunks: Option<usize>,
-    /// Puts BOS in front of every sequence. A window's first token stays without loss, so a long
-    /// text has the same targets with BOS and without.
+    /// Puts BOS in front of every window, and of every sample that does not begin with it. A
+    /// window's first token stays without loss, so a long text has the same targets with BOS and
+    /// without.
     pub bos: bool,
 }
 
@@ -45,6 +46,8 @@ pub struct Summary {
     pub tokens: u64,
     /// Sequences the dataset reads.
     pub sequences: usize,
+    /// Their tokens, after truncation, BOS included.
+    pub sequence_tokens: u64,
     /// Predictions that count in the loss, over all those sequences.
     pub targets: u64,
     /// The shortest sequence in tokens, after truncation, BOS included.
@@ -168,12 +171,16 @@ impl Dataset {
         };
         sequence.ids.clear();
         sequence.targets.clear();
-        if let Some(bos) = self.bos {
-            sequence.push(bos, false);
-        }
-        let first = sequence.ids.len();
-        self.file.for_each_token(range, |id, target| sequence.push(id, target))?;
-        if self.first_is_free(first) {
+        let mut first = None;
+        self.file.for_each_token(range, |id, target| {
+            if first.is_none() {
+                let lead = self.lead(id);
+                lead.iter().for_each(|&bos| sequence.push(bos, false));
+                first = Some(sequence.ids.len());
+            }
+            sequence.push(id, target);
+        })?;
+        if let Some(first) = first.filter(|&first| self.first_is_free(first)) {
             sequence.targets[first] = false;
         }
         Ok(())
@@ -184,7 +191,6 @@ impl Dataset {
     /// # Errors
     /// The file can't be read.
     pub fn summary(&self) -> Result<Summary> {
-        let lead = usize::from(self.bos.is_some());
         let mut lengths = self.lengths()?;
         lengths.sort_unstable();
         let mut first_ids = Vec::new();
@@ -193,14 +199,21 @@ impl Dataset {
         Ok(Summary {
             tokens,
             sequences: self.len,
+            sequence_tokens: lengths.iter().map(|&length| length as u64).sum(),
             targets: self.targets,
-            length_min: lead + lengths[0],
-            length_median: lead + lengths[lengths.len() / 2],
-            length_max: lead + lengths[lengths.len() - 1],
+            length_min: lengths[0],
+            length_median: lengths[lengths.len() / 2],
+            length_max: lengths[lengths.len() - 1],
             truncated: self.truncated,
             dropped: self.dropped,
             first_ids,
         })
+    }
+
+    /// The BOS that is put in front of a window or sample that begins with `first`.
+    fn lead(&self, first: u32) -> Option<u32> {
+        let has_own = self.file.header().kind == TokenFileKind::Samples;
+        self.bos.filter(|&bos| !(has_own && bos == first))
     }
 
     /// Whether the token at place `first`, the first of a window or sample, is not predicted:
@@ -230,16 +243,18 @@ impl Dataset {
             Err(_) => return Err(TextError::data(self.file.path(), "more than 2^32 samples")),
         };
         let limit = self.spec.max_seq_length as u64;
-        let lead = usize::from(self.bos.is_some());
         for sample in 0..samples {
             if self.spec.chunks.is_some_and(|chunks| self.kept.len() >= chunks) {
                 break;
             }
             let range = self.file.sample_range(sample.into())?;
             let length = (range.end - range.start).min(limit);
-            let mut place = lead;
-            let mut targets = 0;
-            self.file.for_each_token(range.start..range.start + length, |_, target| {
+            let (mut place, mut lead, mut targets) = (0, 0, 0);
+            self.file.for_each_token(range.start..range.start + length, |id, target| {
+                if place == 0 {
+                    lead = usize::from(self.lead(id).is_some());
+                    place = lead;
+                }
                 targets += u64::from(target && place > 0);
                 place += 1;
             })?;
@@ -256,13 +271,15 @@ impl Dataset {
         Ok(())
     }
 
-    /// The number of tokens of each sequence, BOS not counted.
+    /// The number of tokens of each sequence, BOS included.
     fn lengths(&self) -> Result<Vec<usize>> {
         let limit = self.spec.max_seq_length;
         if self.file.header().kind == TokenFileKind::Text {
-            let mut lengths = vec![limit; self.len];
             let covered = (self.len as u64 * limit as u64).min(self.file.header().tokens);
-            lengths[self.len - 1] = (covered - (self.len as u64 - 1) * limit as u64) as usize;
+            let last = covered - (self.len as u64 - 1) * limit as u64;
+            let mut lengths = vec![limit; self.len - 1];
+            lengths.push(last as usize);
+            lengths.iter_mut().for_each(|length| *length += usize::from(self.bos.is_some()));
             return Ok(lengths);
         }
         let (mut lengths, mut sample, mut kept) = (Vec::new(), 0, self.kept.iter().peekable());
@@ -272,6 +289,14 @@ impl Dataset {
             }
             sample += 1;
         })?;
+        if self.bos.is_some() {
+            for (length, &sample) in lengths.iter_mut().zip(&self.kept) {
+                let first = self.file.sample_range(sample.into())?.start;
+                self.file.for_each_token(first..first + 1, |id, _| {
+                    *length += usize::from(self.lead(id).is_some());
+                })?;
+            }
+        }
         Ok(lengths)
     }
 }

@@ -48,9 +48,17 @@ pub enum TextError {
         /// What is wrong with it.
         what: String,
         /// What a right line looks like.
-        expected: &'static str,
+        expected: String,
     },
-    /// A line of a `.jsonl` file, or a stretch of a `.txt` file without a place where it may be cut,
+    /// A chat template is broken, or refuses a chat or fails on it.
+    #[error("{origin}: {what}")]
+    BadTemplate {
+        /// The file or model that it stands in.
+        origin: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A line of a `.jsonl` file or its chat's text, or a stretch of a `.txt` file without a place where it may be cut,
     /// is longer than [`PrepareOptions::longest_piece_bytes`](crate::PrepareOptions) allows.
     #[error(
         "{path}: {place} goes on for more than the {bytes} bytes that the memory budget has room \
@@ -107,6 +115,10 @@ impl TextError {
 
     pub(crate) fn data(path: &Path, what: impl Into<String>) -> Self {
         Self::BadData { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn template(origin: &str, what: impl Into<String>) -> Self {
+        Self::BadTemplate { origin: origin.to_owned(), what: what.into() }
     }
 
     pub(crate) fn token_file(path: &Path, what: impl Into<String>) -> Self {

@@ -110,8 +110,8 @@ impl<'a> GgufTokenizer<'a> {
         let strings = TokenStrings::pack(self.spellings(kind, types))?;
         let added = AddedTokens::build(
             (0..strings.len() as u32)
-                .map(|id| (id, strings.get(id)))
-                .filter(|&(id, token)| types.of(id).is_added() && !token.is_empty()),
+                .map(|id| (id, strings.get(id), types.of(id) == TokenType::Control))
+                .filter(|&(id, token, _)| types.of(id).is_added() && !token.is_empty()),
         )?;
         let mut cuts = CutRule::default();
         for id in 0..strings.len() as u32 {

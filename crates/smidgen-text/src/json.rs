@@ -7,9 +7,12 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::error::{Result, TextError};
+use crate::special::AddedTokens;
 
 pub(crate) struct JsonTokenizer {
     inner: HfTokenizer,
+    /// Its special tokens.
+    controls: AddedTokens,
 }
 
 impl JsonTokenizer {
@@ -28,7 +31,16 @@ impl JsonTokenizer {
             None => return Err(TextError::TokenizerJson("the vocabulary is empty".into())),
         };
         let fingerprint = Self::fingerprint(bytes).expect("a slice is read without errors");
-        Ok((Self { inner }, vocab_size, fingerprint))
+        let mut special: Vec<_> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| (id, token.content))
+            .collect();
+        special.sort_unstable();
+        let special = special.iter().map(|(id, content)| (*id, content.as_str(), true));
+        let controls = AddedTokens::build(special)?;
+        Ok((Self { inner, controls }, vocab_size, fingerprint))
     }
 
     /// The first 16 bytes of the SHA-256 of what `file` gives.
@@ -54,6 +66,14 @@ impl JsonTokenizer {
 
     pub(crate) fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, false).unwrap_or_else(|_| "\u{fffd}".into())
+    }
+
+    pub(crate) fn controls(&self) -> &AddedTokens {
+        &self.controls
+    }
+
+    pub(crate) fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     pub(crate) fn token_id(&self, token: &str) -> Option<u32> {

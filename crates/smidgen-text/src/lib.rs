@@ -1,7 +1,7 @@
-//! Text on its way to training: tokenizers, token files and datasets.
+//! Text on its way to training: tokenizers, chat templates, token files and datasets.
 //!
 //! ```text
-//! .txt, .jsonl ── prepare(tokenizer) ──▶ token file ── Dataset ──▶ Sequence { ids, targets }
+//! .txt, .jsonl ── prepare(tokenizer, chat template) ──▶ token file ── Dataset ──▶ Sequence { ids, targets }
 //! ```
 //!
 //! Text is streamed once into a token file ([`prepare`]); after that the tokenizer can be dropped,
@@ -12,6 +12,7 @@
 
 mod bpe;
 mod byte_level;
+mod chat;
 mod cut;
 mod data_files;
 mod dataset;
@@ -29,11 +30,13 @@ mod token_file;
 mod tokenizer;
 mod vocab;
 
+pub use chat::{ChatTemplate, ChatTemplateSource, Message};
 pub use data_files::DataFiles;
 pub use dataset::{Dataset, Sequence, Summary, WindowSpec};
 pub use decode::StreamDecoder;
 pub use error::{Result, TextError};
 pub use gguf::{GgufTokenizer, PackedStrings, PackedStringsIter};
+pub use jsonl::FeatureNames;
 pub use order::Order;
 pub use prepare::{
     MAX_PIECE_BYTES, PREPARE_BYTES, PrepareOptions, Progress, SHORT_PIECE_BYTES, prepare,

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
+use crate::chat::ChatTemplateSource;
 use crate::dataset::Sequence;
 use crate::error::{Result, TextError};
-use crate::jsonl;
+use crate::jsonl::{FeatureNames, LineError, Lines};
 use crate::token_file::{TokenFileHeader, TokenFileKind, TokenFileWriter};
 use crate::tokenizer::{Encoding, Tokenizer};
 
@@ -19,17 +20,20 @@ use crate::tokenizer::{Encoding, Tokenizer};
 pub const MAX_PIECE_BYTES: usize = 16 << 20;
 
 /// Bytes that [`prepare`] takes beside the tokenizer while no line and no uncuttable stretch is
-/// longer than [`SHORT_PIECE_BYTES`] or mostly one word: buffers of text, ids and files.
+/// longer than [`SHORT_PIECE_BYTES`] or mostly one word: buffers of text, ids and files. Chats take
+/// [`ChatTemplateSource::prepare_bytes`] more.
 pub const PREPARE_BYTES: u64 = 160 << 10;
 
 /// Bytes of a line or uncuttable stretch that there is always memory for.
 pub const SHORT_PIECE_BYTES: usize = 8 << 10;
 
 /// How a text is made into tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrepareOptions {
-    /// Leaves prompts out of the loss. On by default.
+    /// Leaves prompts, and all of a chat but the assistant's turns, out of the loss. On by default.
     pub mask_prompt: bool,
+    /// What the keys of a `.jsonl` file's lines are called.
+    pub features: FeatureNames,
     /// Bytes of a `.txt` file tokenised at a time; 8 KiB by default. The ids do not depend on it.
     pub piece_bytes: usize,
     /// The longest line of a `.jsonl` file and the longest uncuttable stretch of a `.txt` file that
@@ -40,7 +44,12 @@ pub struct PrepareOptions {
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        Self { mask_prompt: true, piece_bytes: 8 << 10, longest_piece_bytes: MAX_PIECE_BYTES }
+        Self {
+            mask_prompt: true,
+            features: FeatureNames::default(),
+            piece_bytes: 8 << 10,
+            longest_piece_bytes: MAX_PIECE_BYTES,
+        }
     }
 }
 
@@ -58,22 +67,37 @@ pub struct Progress {
 }
 
 /// Makes the token file `out` from `input`: a `.txt` file is one long text, a `.jsonl` file holds a
-/// sample a line, `{"text"}` (all of it is loss target) or `{"prompt", "completion"}` (the
-/// completion is). Samples end with EOS, appended where it is missing and the tokenizer has one.
+/// sample a line. What a line is, is told by its keys:
 ///
-/// The ids of a `.txt` file are those of the whole file tokenised at once. Prompt and completion
-/// are tokenised apart and put together, so that no token spans the border between them.
+/// | keys | loss target |
+/// |---|---|
+/// | `text` | all of it |
+/// | `prompt`, `completion`: strings | the completion |
+/// | `messages`: a list of `{role, content, …}`, perhaps `tools` | the assistant's turns |
+/// | `prompt`, `completion`: lists of messages, perhaps `tools` | the assistant's turns in the completion |
+/// | `conversations`: a list of `{from, value}` (ShareGPT), perhaps `system`, `tools` | the assistant's turns |
+/// | `instruction`, `output`, perhaps `input`, `system`, `history` (Alpaca) | the answers |
+///
+/// Keys whose value is null count as missing. Texts and completions end with EOS, appended where it
+/// is missing and the tokenizer has one. All other forms are chats, and their text is what the
+/// template `chat` makes of them: it decides what ends a turn. A turn of the assistant goes up to the
+/// last control token in it.
+///
+/// The ids of a `.txt` file are those of the whole file tokenised at once. In samples, what is a
+/// loss target is tokenised apart from what is none, so that no token spans a border between them.
 ///
 /// `progress` is called now and then, and with all bytes done at the end; once `cancel` is true the
 /// work stops and leaves nothing behind.
 ///
 /// # Errors
-/// The input is no regular file, a file can't be read or written, a line is broken or has no target (named by its number), the
-/// text is no UTF-8, a line or an uncuttable stretch is longer than the options or
-/// [`MAX_PIECE_BYTES`] allow, the input is empty, or the caller cancelled.
+/// The input is no regular file, a file can't be read or written, a line is broken, has an unknown
+/// key or has no target (named by its number), a line is a chat and there is no template, or one
+/// that refuses it, the text is no UTF-8, a line, a chat's text or an uncuttable stretch is longer
+/// than the options or [`MAX_PIECE_BYTES`] allow, the input is empty, or the caller cancelled.
 pub fn prepare(
     input: &Path,
     tokenizer: &Tokenizer,
+    chat: Option<&ChatTemplateSource>,
     options: &PrepareOptions,
     out: &Path,
     progress: &mut dyn FnMut(Progress),
@@ -90,6 +114,7 @@ pub fn prepare(
     let mut job = Job {
         input,
         tokenizer,
+        chat,
         options,
         reader: HashingReader { file, hash: Sha256::new() },
         writer: TokenFileWriter::create(out, kind, tokenizer, options.mask_prompt)?,
@@ -108,6 +133,7 @@ pub fn prepare(
 struct Job<'a> {
     input: &'a Path,
     tokenizer: &'a Tokenizer,
+    chat: Option<&'a ChatTemplateSource>,
     options: &'a PrepareOptions,
     reader: HashingReader,
     writer: TokenFileWriter,
@@ -167,9 +193,10 @@ impl Job<'_> {
     /// A sample a line.
     fn samples(&mut self) -> Result<()> {
         let longest = self.options.longest_piece_bytes.min(MAX_PIECE_BYTES);
+        let names = &self.options.features;
+        let mut samples = Lines::new(self.tokenizer, self.chat, names, self.options.mask_prompt);
         let mut lines = BufReader::new(&mut self.reader);
-        let mut buffer = Vec::new();
-        let (mut encoding, mut sample) = (Encoding::default(), Sequence::default());
+        let (mut buffer, mut sample) = (Vec::new(), Sequence::default());
         let mut done = 0;
         let mut reported = 0;
         for number in 1.. {
@@ -186,17 +213,18 @@ impl Job<'_> {
             if buffer.len() > longest && longest < MAX_PIECE_BYTES {
                 return Err(self.no_room(format!("line {number}"), longest));
             }
-            let (tokenizer, mask_prompt) = (self.tokenizer, self.options.mask_prompt);
+            let mut tick = || self.step.at(done, self.writer.header());
             let made = match whole_line(&buffer, number) {
-                Ok(line) => jsonl::sample(line, tokenizer, mask_prompt, &mut encoding, &mut sample),
-                Err(what) => Err(jsonl::LineError::Form(what)),
+                Ok(line) => samples.sample(line, longest, &mut sample, &mut tick),
+                Err(what) => Err(LineError::Form(what)),
             };
             match made {
                 Ok(()) => self.writer.push_sample(&sample)?,
-                Err(error) => return error.at(self.input, number),
+                Err(error) => return error.at(self.input, number, names),
             }
             done += read as u64;
         }
+        self.writer.made_with(samples.template(), names.fingerprint());
         self.step.at(done, self.writer.header())
     }
 

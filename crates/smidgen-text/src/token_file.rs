@@ -1,12 +1,12 @@
 //! Token files: text as token ids on disk, so that training needs neither the text nor the
 //! tokenizer in memory.
 //!
-//! All numbers are little-endian. A header of 136 bytes:
+//! All numbers are little-endian. A header of 168 bytes:
 //!
 //! | at | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `SMDGTOK` and a zero byte |
-//! | 8 | 4 | version, 1 |
+//! | 8 | 4 | version, 2 |
 //! | 12 | 4 | kind: 0 one long text, 1 samples |
 //! | 16 | 4 | vocabulary size V; every id is below it |
 //! | 20 | 4 | id of BOS, 2^32 - 1 for none |
@@ -17,7 +17,9 @@
 //! | 80 | 8 | tokens N |
 //! | 88 | 8 | tokens that are loss targets |
 //! | 96 | 8 | samples S; 0 for one long text |
-//! | 104 | 32 | SHA-256 of what follows the header, then of bytes 0 to 104 |
+//! | 104 | 16 | fingerprint of the chat template, zeros where no sample is a chat |
+//! | 120 | 16 | fingerprint of the names of keys, zeros for the usual ones |
+//! | 136 | 32 | SHA-256 of what follows the header, then of bytes 0 to 136 |
 //!
 //! Then N ids of 4 bytes, bit 31 set where the token is a loss target. For samples, then S + 1
 //! offsets of 8 bytes: sample i is the tokens from offset i up to offset i + 1; the first is 0, they
@@ -35,10 +37,10 @@ pub use writer::TokenFileWriter;
 use crate::vocab::NONE;
 
 const MAGIC: [u8; 8] = *b"SMDGTOK\0";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 136;
+const VERSION: u32 = 2;
+const HEADER_BYTES: usize = 168;
 /// Where the checksum stands; it covers the header up to here.
-const CHECKSUM_AT: usize = 104;
+const CHECKSUM_AT: usize = 136;
 /// Marks a loss target in an id.
 pub(crate) const TARGET_BIT: u32 = 1 << 31;
 
@@ -51,7 +53,7 @@ pub enum TokenFileKind {
     Samples,
 }
 
-/// Names a vocabulary; shown as 32 hexadecimal digits.
+/// Names a vocabulary, a template or a setting; shown as 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 16]);
 
@@ -84,10 +86,14 @@ pub struct TokenFileHeader {
     pub targets: u64,
     /// Number of samples; 0 for one long text.
     pub samples: u64,
+    /// The chat template that wrote the samples' texts; none where none is a chat.
+    pub chat_template: Option<Fingerprint>,
+    /// The names of the source's keys; none for the usual ones.
+    pub features: Option<Fingerprint>,
 }
 
 impl TokenFileHeader {
-    /// Bytes 0 to 104.
+    /// Bytes 0 to 136.
     fn to_bytes(&self) -> [u8; CHECKSUM_AT] {
         let mut bytes = Vec::with_capacity(CHECKSUM_AT);
         bytes.extend_from_slice(&MAGIC);
@@ -104,6 +110,9 @@ impl TokenFileHeader {
         for count in [self.tokens, self.targets, self.samples] {
             bytes.extend_from_slice(&count.to_le_bytes());
         }
+        for name in [self.chat_template, self.features] {
+            bytes.extend_from_slice(&name.map_or([0; 16], |name| name.0));
+        }
         bytes.try_into().expect("the fields fill it")
     }
 
@@ -115,7 +124,10 @@ impl TokenFileHeader {
         let word = |at: usize| u32::from_le_bytes(array(bytes, at));
         let long = |at: usize| u64::from_le_bytes(array(bytes, at));
         if word(8) != VERSION {
-            return Err(format!("version {} is not {VERSION}, the only one known", word(8)));
+            let version = word(8);
+            return Err(format!(
+                "version {version} is not {VERSION}, the only one known; prepare the text again"
+            ));
         }
         let kind = match word(12) {
             0 => TokenFileKind::Text,
@@ -128,6 +140,7 @@ impl TokenFileHeader {
             flag => return Err(format!("the flag for masked prompts is {flag}")),
         };
         let some_id = |at: usize| Some(word(at)).filter(|&id| id != NONE);
+        let some_name = |at: usize| Some(array(bytes, at)).filter(|name| *name != [0; 16]);
         let header = Self {
             kind,
             vocab_size: word(16),
@@ -139,6 +152,8 @@ impl TokenFileHeader {
             tokens: long(80),
             targets: long(88),
             samples: long(96),
+            chat_template: some_name(104).map(Fingerprint),
+            features: some_name(120).map(Fingerprint),
         };
         header.check()?;
         Ok(header)

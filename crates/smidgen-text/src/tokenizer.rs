@@ -1,5 +1,6 @@
 //! The one tokenizer type the rest of the program sees.
 
+use std::ops::Range;
 use std::{fmt, io};
 
 use crate::bpe::{BpeModel, Word};
@@ -142,6 +143,15 @@ impl Tokenizer {
         }
     }
 
+    /// How the token `id` is spelled; none outside the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        match &self.engine {
+            _ if id as usize >= self.vocab_size => None,
+            Engine::Bpe { model, .. } => Some(model.strings().get(id).to_owned()),
+            Engine::Json(json) => json.token(id),
+        }
+    }
+
     /// The id that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
@@ -165,6 +175,14 @@ impl Tokenizer {
     /// Names the vocabulary and its kind: equal where all texts get the same ids.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint(self.fingerprint)
+    }
+
+    /// The control tokens in `text`, such as `<|im_end|>`, in order, and where they stand.
+    pub(crate) fn controls(&self, text: &str) -> impl Iterator<Item = (u32, Range<usize>)> {
+        match &self.engine {
+            Engine::Bpe { added, .. } => added.controls(text),
+            Engine::Json(json) => json.controls().controls(text),
+        }
     }
 
     /// Where `text` may be cut last, see [`CutRule::last_cut`].

@@ -6,10 +6,13 @@ mod common;
 mod texts;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 
 use common::Metadata;
 use serde_json::{Value, json};
-use smidgen_text::Tokenizer;
+use smidgen_text::{
+    ChatTemplate, ChatTemplateSource, PrepareOptions, TokenFile, Tokenizer, prepare,
+};
 use texts::Random;
 
 /// The `tokenizer.json` that describes the same tokenizer as `file`.
@@ -116,6 +119,28 @@ fn check(model: &str) {
             assert_eq!(streamed, tokenizer.decode(&ids), "{model}: {text:?}");
         }
     }
+    let oracle = oracle.with_bos_eos(ours.bos(), ours.eos()).unwrap();
+    let [ours, oracle] = [ours, oracle].map(chat);
+    assert_eq!(ours, oracle, "{model}");
+    assert_eq!(ours.1.iter().filter(|(_, target)| *target).count(), 4 + 1, "{model}: {ours:?}");
+}
+
+/// The end of a turn, and the tokens and targets of a chat whose turns end with EOS.
+fn chat(tokenizer: Tokenizer) -> (Option<u32>, Vec<(u32, bool)>) {
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.role + \": \" + m.content + eos_token }}\n\n\
+                            {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    const LINE: &str = r#"{"messages": [{"role": "user", "content": "Why"}, {"role": "assistant", "content": "x x x x"}]}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let [input, out] = ["a.jsonl", "a.tokens"].map(|name| folder.path().join(name));
+    std::fs::write(&input, LINE).unwrap();
+    let source = ChatTemplateSource::new("x", TEMPLATE).unwrap();
+    let template = ChatTemplate::new(&source, &tokenizer).unwrap();
+    let (options, never) = (PrepareOptions::default(), AtomicBool::new(false));
+    prepare(&input, &tokenizer, Some(&source), &options, &out, &mut |_| {}, &never).unwrap();
+    let (file, mut tokens) = (TokenFile::open(&out).unwrap(), Vec::new());
+    file.for_each_token(0..file.header().tokens, |id, target| tokens.push((id, target))).unwrap();
+    assert_eq!(template.end_of_turn(&tokenizer), tokenizer.eos());
+    (template.end_of_turn(&tokenizer), tokens)
 }
 
 #[test]

@@ -15,7 +15,7 @@ use texts::Random;
 fn run(input: &Path, tokenizer: &Tokenizer, options: PrepareOptions) -> Result<TokenFile> {
     let out = input.with_extension("tokens");
     let cancel = AtomicBool::new(false);
-    prepare(input, tokenizer, &options, &out, &mut |_| {}, &cancel)?;
+    prepare(input, tokenizer, None, &options, &out, &mut |_| {}, &cancel)?;
     TokenFile::open(&out)
 }
 
@@ -103,9 +103,9 @@ fn broken_lines_are_named() {
         ("[]", "this is no object; expected an object"),
         (r#"["a", null, null]"#, "this is no object"),
         ("hello", "this is no object"),
-        (r#"{"text": 3}"#, "invalid type"),
-        (r#"{"text": "a", "extra": 1}"#, "unknown field `extra`"),
-        (r#"{"question": "a", "answer": "b"}"#, "unknown field `question`"),
+        (r#"{"text": 3}"#, "\"text\" is a number, and a string is expected"),
+        (r#"{"text": "a", "extra": 1}"#, "the key \"extra\" is unknown; known: text, prompt"),
+        (r#"{"question": "a", "answer": "b"}"#, "the key \"question\" is unknown"),
         (r#"{"prompt": "a"}"#, "keys"),
         (r#"{"text": "a", "prompt": "b", "completion": "c"}"#, "keys"),
         ("{}", "keys"),
@@ -162,7 +162,7 @@ fn progress_and_cancelling() {
     let cancel = AtomicBool::new(false);
     let mut seen = Vec::new();
     let mut progress = |progress: Progress| seen.push(progress);
-    let header = prepare(&input, &tokenizer, &options, &out, &mut progress, &cancel).unwrap();
+    let header = prepare(&input, &tokenizer, None, &options, &out, &mut progress, &cancel).unwrap();
     assert!(seen.len() > 10 && seen.is_sorted_by_key(|progress| progress.bytes));
     let last = seen.last().unwrap();
     assert_eq!((last.bytes, last.bytes_total, last.tokens), (14000, 14000, header.tokens));
@@ -170,7 +170,7 @@ fn progress_and_cancelling() {
     let mut progress = |progress: Progress| {
         cancel.store(progress.bytes > 5000, std::sync::atomic::Ordering::Relaxed);
     };
-    let result = prepare(&input, &tokenizer, &options, &out, &mut progress, &cancel);
+    let result = prepare(&input, &tokenizer, None, &options, &out, &mut progress, &cancel);
     assert!(matches!(result, Err(TextError::Cancelled)));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

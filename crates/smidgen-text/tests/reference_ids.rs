@@ -37,7 +37,7 @@ fn check(model: &str, losses: &str, gradients: &str) {
         let out = folder.path().join("test.tokens");
         let options = PrepareOptions { piece_bytes, ..PrepareOptions::default() };
         let cancel = AtomicBool::new(false);
-        prepare(&test, &tokenizer, &options, &out, &mut |_| {}, &cancel).unwrap();
+        prepare(&test, &tokenizer, None, &options, &out, &mut |_| {}, &cancel).unwrap();
         let spec = WindowSpec { max_seq_length: 4096, chunks: None, bos: false };
         let dataset = Dataset::open(TokenFile::open(&out).unwrap(), &spec).unwrap();
         let (mut sequence, mut read) = (Sequence::default(), Vec::new());

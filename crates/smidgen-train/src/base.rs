@@ -1,6 +1,7 @@
 //! An open model file.
 
 use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,10 @@ use smidgen_graph::Architecture;
 use smidgen_models::Info;
 use smidgen_runtime::ModelWeights;
 use smidgen_runtime::memory::Meter;
-use smidgen_text::{Fingerprint, GgufTokenizer, PREPARE_BYTES, PackedStrings, Tokenizer};
+use smidgen_text::{
+    ChatTemplate, ChatTemplateSource, Fingerprint, GgufTokenizer, PREPARE_BYTES, PackedStrings,
+    Tokenizer,
+};
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
 use crate::error::{Error, Result};
@@ -21,6 +25,7 @@ pub struct Base {
     pub(crate) blocks: Box<dyn Architecture>,
     pub(crate) weights: Arc<ModelWeights>,
     tokenizer_json: Option<PathBuf>,
+    chat_template: Option<PathBuf>,
     meter: Meter,
 }
 
@@ -35,7 +40,8 @@ impl Base {
         let model = smidgen_models::open(&gguf)?;
         let weights = Arc::new(ModelWeights::bind(gguf, model.blocks.as_ref())?);
         let (info, blocks, meter) = (model.info, model.blocks, Meter::default());
-        Ok(Self { path, info, blocks, weights, tokenizer_json: None, meter })
+        let (tokenizer_json, chat_template) = (None, None);
+        Ok(Self { path, info, blocks, weights, tokenizer_json, chat_template, meter })
     }
 
     /// What the model is.
@@ -76,6 +82,67 @@ impl Base {
         Self { tokenizer_json: Some(path.as_ref().to_owned()), ..self }
     }
 
+    /// The same model with the chat template of this file: a `chat_template.jinja`, or a
+    /// `tokenizer_config.json` with one in it, told by its ending. The file is read when the template is asked
+    /// for.
+    pub fn with_chat_template(self, path: impl AsRef<Path>) -> Self {
+        Self { chat_template: Some(path.as_ref().to_owned()), ..self }
+    }
+
+    /// Whether a chat template was given with [`Base::with_chat_template`].
+    pub fn has_given_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    /// The text of the model's chat template: the one given with [`Base::with_chat_template`], else
+    /// that of the `chat_template.jinja` or `tokenizer_config.json` beside the tokenizer.json given
+    /// with [`Base::with_tokenizer_json`], else that of the model file's metadata. None where none of
+    /// them has one: the model is not one for chats.
+    ///
+    /// # Errors
+    /// A file can't be read or is not what its name says; the given one has no template.
+    pub fn chat_template_source(&self) -> Result<Option<ChatTemplateSource>> {
+        if let Some(path) = &self.chat_template {
+            return match template_in(path)? {
+                Some(source) => Ok(Some(source)),
+                None => Err(Error::setting(format!(
+                    "{}: there is no chat template in it; give a chat_template.jinja or a \
+                     tokenizer_config.json that has one",
+                    path.display()
+                ))),
+            };
+        }
+        if let Some(path) = &self.tokenizer_json
+            && let Some(source) = template_beside(path)?
+        {
+            return Ok(Some(source));
+        }
+        let gguf = self.weights.gguf();
+        let of = |key: &str| gguf.str(key).optional();
+        let name = self.path.display().to_string();
+        let source = match of("tokenizer.chat_template")? {
+            None => None,
+            Some(text) => {
+                let source = ChatTemplateSource::new(name, text)?;
+                match of("tokenizer.chat_template.tool_use")? {
+                    Some(text) => Some(source.with_tool_use(text)?),
+                    None => Some(source),
+                }
+            }
+        };
+        gguf.release_header();
+        Ok(source)
+    }
+
+    /// The model's chat template, if it has one, for chats of `tokenizer`.
+    ///
+    /// # Errors
+    /// Those of [`Base::chat_template_source`], and a template that is broken.
+    pub fn chat_template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let source = self.chat_template_source()?;
+        Ok(source.map(|source| ChatTemplate::new(&source, tokenizer)).transpose()?)
+    }
+
     /// The model's tokenizer: the one given with [`Base::with_tokenizer_json`], else that of the
     /// file's metadata.
     ///
@@ -104,18 +171,20 @@ impl Base {
         Ok(fingerprint)
     }
 
-    /// The most bytes that [`prepare`](crate::prepare) takes above what the process has, from the
-    /// file's metadata alone. Long lines may take more where the budget has room for more.
+    /// The most bytes that [`prepare`](crate::prepare) takes above what the process has for text, and
+    /// with `chat` for chats of that template, from the file's metadata alone. Long lines may take more
+    /// where the budget has room for more.
     ///
     /// # Errors
     /// Those of [`Base::tokenizer`] that show without building it.
-    pub fn prepare_bytes(&self) -> Result<u64> {
+    pub fn prepare_bytes(&self, chat: Option<&ChatTemplateSource>) -> Result<u64> {
         let tokenizer = match &self.tokenizer_json {
             Some(path) => json_bytes(path)?.saturating_mul(JSON_MEMORY),
             None => self.gguf_tokenizer()?.memory()?,
         };
         self.weights.gguf().release_header();
-        Ok(tokenizer.saturating_add(PREPARE_BYTES + SLACK))
+        let chat = chat.map_or(0, ChatTemplateSource::prepare_bytes);
+        Ok(tokenizer.saturating_add(PREPARE_BYTES + SLACK + chat))
     }
 
     fn tokenizer_of(&self, path: &Path) -> Result<Tokenizer> {
@@ -203,4 +272,38 @@ fn json_bytes(path: &Path) -> Result<u64> {
 fn read_json(path: &Path) -> Result<Vec<u8>> {
     json_bytes(path)?;
     std::fs::read(path).map_err(Error::io("read", path))
+}
+
+/// The chat template in the file at `path`: in JSON, or the file itself.
+fn template_in(path: &Path) -> Result<Option<ChatTemplateSource>> {
+    /// No file with a template comes near this.
+    const LARGEST: u64 = 64 << 20;
+    if !std::fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+        return Err(Error::setting(format!("{}: not a regular file", path.display())));
+    }
+    let file = File::open(path).map_err(Error::io("read", path))?.take(LARGEST);
+    let name = path.display().to_string();
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return Ok(ChatTemplateSource::from_config(name, BufReader::new(file))?);
+    }
+    let mut text = String::new();
+    // One more than is taken, so that a longer one is told.
+    let mut file = file.take(ChatTemplateSource::LONGEST as u64 + 1);
+    file.read_to_string(&mut text).map_err(Error::io("read", path))?;
+    Ok(Some(ChatTemplateSource::new(name, text)?))
+}
+
+/// The chat template in one of the files that Hugging Face keeps beside the tokenizer at `path`.
+fn template_beside(path: &Path) -> Result<Option<ChatTemplateSource>> {
+    let there = |name: &str| match template_in(&path.with_file_name(name)) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        found => found,
+    };
+    let Some(source) = there("chat_template.jinja")? else {
+        return there("tokenizer_config.json");
+    };
+    Ok(Some(match there("additional_chat_templates/tool_use.jinja")? {
+        Some(tools) => source.with_tool_use(tools.text())?,
+        None => source,
+    }))
 }

@@ -48,6 +48,7 @@ pub use smidgen_runtime::measure::Packing;
 pub use smidgen_runtime::memory;
 pub use smidgen_runtime::profile::{Cost, Phase, Profile, Work};
 pub use smidgen_text::{
-    DataFiles, Dataset, Order, PrepareOptions, Progress, Sequence, StreamDecoder, Summary,
-    TokenFile, TokenFileHeader, TokenFileKind, Tokenizer, WindowSpec,
+    ChatTemplate, ChatTemplateSource, DataFiles, Dataset, FeatureNames, Fingerprint, Message,
+    Order, PrepareOptions, Progress, Sequence, StreamDecoder, Summary, TokenFile, TokenFileHeader,
+    TokenFileKind, Tokenizer, WindowSpec,
 };

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::Budget;
 use smidgen_runtime::memory::{Meter, RunPhase};
-use smidgen_text::{PrepareOptions, Progress, SHORT_PIECE_BYTES, TokenFileHeader, Tokenizer};
+use smidgen_text::{
+    ChatTemplateSource, PrepareOptions, Progress, SHORT_PIECE_BYTES, TokenFileHeader, Tokenizer,
+};
 
 use crate::base::Base;
 use crate::error::Result;
@@ -44,22 +46,22 @@ fn megabytes(bytes: u64) -> f64 {
     bytes.div_ceil(100_000) as f64 / 10.0
 }
 
-/// The most memory that the process takes while the text file `input` is prepared, from the model's
-/// metadata alone; the text is not looked at.
+/// The most memory that the process takes while the text file `input` is prepared, from its name and
+/// the model's metadata alone; the text is not looked at. A `.jsonl` file may hold chats.
 ///
 /// # Errors
-/// The metadata makes no tokenizer; [`PrepareOverBudget`].
+/// The metadata makes no tokenizer, the chat template can't be read; [`PrepareOverBudget`].
 pub fn plan_prepare(base: &Base, input: &Path, memory: MemoryBudget) -> Result<u64> {
     let meter = base.meter().next_run(RunPhase::Preparing);
     Planned::new(base, input, memory, &meter).map(|planned| planned.bytes)
 }
 
-/// Makes the token file `out` from the text file `input` with the model's tokenizer, which is
-/// freed before this returns, its memory given back to the system. [`MemoryBudget::Min`] sets no
+/// Makes the token file `out` from the text file `input` with the model's tokenizer and, for chats,
+/// its chat template; the tokenizer is freed before this returns, its memory given back to the system. [`MemoryBudget::Min`] sets no
 /// limit: this never takes more than it must.
 ///
 /// # Errors
-/// The text, the tokenizer or the token file; the budget is too small ([`plan_prepare`]), for a
+/// The text, the tokenizer, the chat template or the token file; the budget is too small ([`plan_prepare`]), for a
 /// long line too, or was crossed; the caller cancelled. Nothing is left at `out` then.
 pub fn prepare(
     base: &Base,
@@ -87,7 +89,8 @@ pub fn prepare(
         let stops = cancel.load(Ordering::Relaxed) || meter.check().is_err();
         stop.store(stops, Ordering::Relaxed);
     };
-    let header = smidgen_text::prepare(input, &tokenizer, &options, out, &mut watch, &stop);
+    let chat = planned.chat.as_ref();
+    let header = smidgen_text::prepare(input, &tokenizer, chat, &options, out, &mut watch, &stop);
     drop(tokenizer);
     smidgen_weights::release_free_heap();
     if header.is_err() {
@@ -105,11 +108,17 @@ const LOOK_BYTES: u64 = 64 << 10;
 struct Planned {
     bytes: u64,
     budget: Option<u64>,
+    /// Where lines may be chats.
+    chat: Option<ChatTemplateSource>,
 }
 
 impl Planned {
     fn new(base: &Base, input: &Path, memory: MemoryBudget, meter: &Meter) -> Result<Self> {
-        let takes = base.prepare_bytes()?;
+        let chat = match input.extension().is_some_and(|extension| extension == "jsonl") {
+            true => base.chat_template_source()?,
+            false => None,
+        };
+        let takes = base.prepare_bytes(chat.as_ref())?;
         smidgen_weights::release_free_heap();
         // In steps, so that the same call is told the same another time.
         let now = meter.look().unwrap_or(0).next_multiple_of(64 * 1024);
@@ -122,13 +131,13 @@ impl Planned {
             Some(budget) if needed > budget => {
                 Err(PrepareOverBudget { input: input.to_owned(), needed, budget }.into())
             }
-            _ => Ok(Self { bytes: needed, budget }),
+            _ => Ok(Self { bytes: needed, budget, chat }),
         }
     }
 
     /// The options with the longest line that the budget has room for.
     fn options(&self, given: &PrepareOptions, tokenizer: &Tokenizer) -> PrepareOptions {
-        let mut options = *given;
+        let mut options = given.clone();
         if let Some(budget) = self.budget {
             let room = (budget - self.bytes) / tokenizer.piece_memory();
             let longest =

@@ -242,6 +242,8 @@ impl Planned {
         set("the model", short(self.base.record()?.fingerprint.to_string()));
         set("the data", short(source.to_string()));
         set("the tokenizer", short(data.fingerprint.to_string()));
+        set("--chat-template", or_none(data.chat_template.map(|f| short(f.to_string()))));
+        set("the keys of its lines", or_none(data.features.map(|f| short(f.to_string()))));
         set("--mask-prompt", data.mask_prompt.to_string());
         set("--max-seq-length", window.max_seq_length.to_string());
         set("--chunks", or_none(window.chunks.map(|n| n.to_string())));

@@ -51,7 +51,7 @@ fn what_is_told_is_kept_and_a_byte_less_refused() {
     let report = run(&base, &input, MemoryBudget::Bytes(budget)).unwrap();
     assert!(report.peak_bytes <= budget && report.header.tokens > 100_000);
     fs::remove_file(input.with_extension("tokens")).unwrap();
-    let below = base.prepare_bytes().unwrap();
+    let below = base.prepare_bytes(None).unwrap();
     let error = refused(&base, &input, MemoryBudget::Bytes(below));
     let Error::PrepareOverBudget(over) = &error else { panic!("{error}") };
     assert!(over.needed > below && over.budget == below);

@@ -16,8 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use smidgen::{
-    Base, DataOptions, Error, Flow, Kind, Length, MemoryBudget, Outcome, Planned, Session,
-    TrainConfig, WindowSpec, open_data,
+    Base, DataOptions, Error, FeatureNames, Flow, Kind, Length, MemoryBudget, Outcome, Planned,
+    Session, TrainConfig, WindowSpec, open_data,
 };
 
 /// How long the host lets the run have the processor at a time.
@@ -34,7 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let base = Base::open(model)?;
     let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
     let memory = MemoryBudget::Bytes(200_000_000);
-    let options = DataOptions { window, mask_prompt: None, memory };
+    let features = FeatureNames::default();
+    let options = DataOptions { window, mask_prompt: None, features, memory };
     let tokens = scratch.path().join("train.tokens");
     let data = open_data(&base, &text, &options, &tokens, &cancel, &mut |_| {})?.dataset;
     let config = TrainConfig {

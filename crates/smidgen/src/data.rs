@@ -4,18 +4,21 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use smidgen_train::{
-    Base, Dataset, Error, MemoryBudget, PrepareOptions, PrepareReport, Progress, Result, TokenFile,
-    TokenFileHeader, TokenFileKind, WindowSpec, prepare,
+    Base, Dataset, Error, FeatureNames, MemoryBudget, PrepareOptions, PrepareReport, Progress,
+    Result, TokenFile, TokenFileHeader, TokenFileKind, WindowSpec, prepare,
 };
 
 /// How a data file is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataOptions {
     /// How it is cut into sequences.
     pub window: WindowSpec,
-    /// Whether prompts are left out of the loss. Without it they are, or what the token file was
-    /// prepared with holds.
+    /// Whether prompts, and all of a chat but the assistant's turns, are left out of the loss. Without
+    /// it they are, or what the token file was prepared with holds.
     pub mask_prompt: Option<bool>,
+    /// What the keys of a `.jsonl` file's lines are called. With the usual names, a token file may
+    /// have been made with others.
+    pub features: FeatureNames,
     /// The memory that making a token file may take.
     pub memory: MemoryBudget,
 }
@@ -30,12 +33,13 @@ pub struct OpenData {
 }
 
 /// Opens `input` for the model `base`. A `.tokens` file is taken as it is, if this model's
-/// tokenizer made it; a `.txt` or `.jsonl` file is made into the token file `out` first. The
-/// tokenizer is freed before this returns.
+/// tokenizer made it and what was asked for (mask, names of keys, a given chat template) is what it
+/// was made with; a `.txt` or `.jsonl` file is made into the token file `out` first. The tokenizer is
+/// freed before this returns.
 ///
 /// # Errors
 /// The data can't be read or makes no sequence, the token file was made with another tokenizer or
-/// another mask, preparing does not fit the budget, or the caller cancelled.
+/// other settings, preparing does not fit the budget, or the caller cancelled.
 pub fn open_data(
     base: &Base,
     input: &Path,
@@ -46,10 +50,11 @@ pub fn open_data(
 ) -> Result<OpenData> {
     let (file, prepared) = if is_token_file(input) {
         let file = TokenFile::open(input)?;
-        check_token_file(base, input, file.header(), options.mask_prompt)?;
+        check_token_file(base, input, file.header(), options)?;
         (file, None)
     } else {
-        let mut settings = PrepareOptions::default();
+        let mut settings =
+            PrepareOptions { features: options.features.clone(), ..PrepareOptions::default() };
         settings.mask_prompt = options.mask_prompt.unwrap_or(settings.mask_prompt);
         let report = prepare(base, input, &settings, options.memory, out, cancel, progress)?;
         (TokenFile::open(out)?, Some(report))
@@ -71,7 +76,7 @@ fn check_token_file(
     base: &Base,
     path: &Path,
     header: &TokenFileHeader,
-    mask_prompt: Option<bool>,
+    options: &DataOptions,
 ) -> Result<()> {
     let refuse = |what: &str| {
         Err(Error::Setting(format!("{}: {what}; prepare the text again", path.display())))
@@ -80,7 +85,17 @@ fn check_token_file(
         return refuse("it was prepared with another tokenizer than this model's");
     }
     let samples = header.kind == TokenFileKind::Samples;
-    match mask_prompt {
+    if let (Some(made_with), true) = (header.chat_template, base.has_given_chat_template()) {
+        let given = base.chat_template_source()?.map(|source| source.fingerprint());
+        if given != Some(made_with) {
+            return refuse("it was prepared with another chat template than the given one");
+        }
+    }
+    let features = options.features.fingerprint();
+    if samples && features.is_some() && features != header.features {
+        return refuse("it was prepared with other names of keys");
+    }
+    match options.mask_prompt {
         Some(true) if samples && !header.mask_prompt => {
             refuse("it was prepared with prompts in the loss")
         }

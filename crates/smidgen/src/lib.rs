@@ -15,8 +15,8 @@
 //! use std::time::Duration;
 //!
 //! use smidgen::{
-//!     Base, DataOptions, Flow, Length, MemoryBudget, Outcome, Planned, TrainConfig, WindowSpec,
-//!     open_data,
+//!     Base, DataOptions, FeatureNames, Flow, Length, MemoryBudget, Outcome, Planned, TrainConfig,
+//!     WindowSpec, open_data,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,7 +29,8 @@
 //! let base = Base::open(demo.join("demo.gguf"))?;
 //! let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
 //! let memory = MemoryBudget::Bytes(64_000_000);
-//! let options = DataOptions { window, mask_prompt: Some(true), memory };
+//! let features = FeatureNames::default();
+//! let options = DataOptions { window, mask_prompt: Some(true), features, memory };
 //! let tokens = folder.join("train.tokens");
 //! let data =
 //!     open_data(&base, &demo.join("train.jsonl"), &options, &tokens, &cancel, &mut |_| {})?;
@@ -103,8 +104,9 @@ pub use smidgen_train::{
 
 // Data.
 pub use smidgen_train::{
-    DataFiles, Dataset, PrepareReport, Progress, Sequence, StreamDecoder, Summary, TokenFile,
-    TokenFileHeader, TokenFileKind, Tokenizer, WindowSpec,
+    ChatTemplate, ChatTemplateSource, DataFiles, Dataset, FeatureNames, Fingerprint, Message,
+    PrepareReport, Progress, Sequence, StreamDecoder, Summary, TokenFile, TokenFileHeader,
+    TokenFileKind, Tokenizer, WindowSpec,
 };
 
 // A run.

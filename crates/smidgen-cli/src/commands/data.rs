@@ -1,7 +1,7 @@
 //! `smidgen data`: what a file will be trained on.
 
 use serde::Serialize;
-use smidgen::{DataFiles, Dataset, Sequence, Tokenizer, is_token_file};
+use smidgen::{Base, DataFiles, Dataset, Sequence, TokenFileHeader, Tokenizer, is_token_file};
 
 use super::{chunks_note, open, open_model, temporary_folder};
 use crate::args::DataArgs;
@@ -17,6 +17,8 @@ struct DataReport {
     tokens: u64,
     sequences: usize,
     targets: u64,
+    /// Of the sequences' tokens.
+    targets_share: f64,
     length_min: usize,
     length_median: usize,
     length_max: usize,
@@ -24,6 +26,10 @@ struct DataReport {
     dropped: usize,
     vocab_size: u32,
     tokenizer_fingerprint: String,
+    /// The file or model whose template wrote the chats; null where none is one, or the template is
+    /// neither the given one nor the model's.
+    chat_template: Option<String>,
+    chat_template_fingerprint: Option<String>,
     first_ids: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prepare_planned_bytes: Option<u64>,
@@ -36,7 +42,7 @@ struct DataReport {
 
 pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.output);
-    let base = open_model(&args.model)?;
+    let base = args.window.chat.apply(open_model(&args.model)?);
     let files = DataFiles::resolve(&args.data).map_err(smidgen::Error::from)?;
     let input = files.train.ok_or_else(|| {
         Failure::usage(format!(
@@ -69,6 +75,7 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
         tokens: summary.tokens,
         sequences: summary.sequences,
         targets: summary.targets,
+        targets_share: summary.targets as f64 / summary.sequence_tokens as f64,
         length_min: summary.length_min,
         length_median: summary.length_median,
         length_max: summary.length_max,
@@ -76,6 +83,8 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
         dropped: summary.dropped,
         vocab_size: header.vocab_size,
         tokenizer_fingerprint: header.fingerprint.to_string(),
+        chat_template: chat_template(&base, header)?,
+        chat_template_fingerprint: header.chat_template.map(|name| name.to_string()),
         first_ids: summary.first_ids,
         prepare_planned_bytes: opened.prepared.as_ref().map(|p| p.planned_bytes),
         prepare_peak_bytes: opened.prepared.map(|p| p.peak_bytes),
@@ -89,9 +98,21 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     ui.report(&report)
 }
 
+/// Where the template stands that wrote the chats of a token file.
+fn chat_template(base: &Base, header: &TokenFileHeader) -> Result<Option<String>> {
+    let Some(made_with) = header.chat_template else { return Ok(None) };
+    let source = base.chat_template_source()?;
+    let source = source.filter(|source| source.fingerprint() == made_with);
+    Ok(source.map(|source| source.origin().to_owned()))
+}
+
 fn tell(ui: &Ui, report: &DataReport) {
     let (tokens, learned) = (count(report.tokens, "token"), grouped(report.targets));
-    ui.say(&format!("{}: {tokens}, {learned} to be learned", report.data));
+    let share = 100.0 * report.targets_share;
+    ui.say(&format!("{}: {tokens}, {learned} to be learned ({share:.1} %)", report.data));
+    if let Some(origin) = &report.chat_template {
+        ui.say(&format!("chats written with the template of {origin}"));
+    }
     ui.say(&format!(
         "{} of {} to {} tokens, the median {}; {} truncated, {} left out",
         count(report.sequences as u64, "sequence"),
@@ -124,6 +145,8 @@ fn show(ui: &Ui, data: &Dataset, tokenizer: &Tokenizer, sequences: usize) -> Res
                 (true, false) => line += &format!("\x1b[2m{}\x1b[22m", printable(&text)),
                 (false, _) => {
                     let sign = if learned { '+' } else { '-' };
+                    // A newline ends the line that it stands on.
+                    let text = text.strip_suffix('\n').unwrap_or(&text);
                     text.split('\n').for_each(|l| line += &format!("{sign} {}\n", printable(l)));
                 }
             }

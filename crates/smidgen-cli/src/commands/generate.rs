@@ -23,9 +23,9 @@ pub struct GenerateReport {
     model: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter_path: Option<String>,
-    pub prompt: String,
+    prompt: String,
     text: String,
-    pub prompt_tokens: usize,
+    prompt_tokens: usize,
     tokens: usize,
     ids: Vec<u32>,
     seconds: f64,
@@ -33,7 +33,7 @@ pub struct GenerateReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_memory_bytes: Option<u64>,
     weight_window_bytes: u64,
-    pub notes: Vec<String>,
+    notes: Vec<String>,
 }
 
 pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
@@ -69,17 +69,13 @@ pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     text("\n");
     let adapter = args.adapter.as_deref();
     let seconds = begin.elapsed().as_secs_f64();
-    let report = GenerateReport::new(&mut evaluator, &base, adapter, made, seconds);
-    out.report(&GenerateReport {
-        prompt: args.prompt.clone(),
-        prompt_tokens: ids.len(),
-        notes,
-        ..report
-    })
+    let mut report = GenerateReport::new(&mut evaluator, &base, adapter, made, seconds);
+    report.asked(&args.prompt, ids.len(), notes);
+    out.report(&report)
 }
 
 impl GenerateReport {
-    /// A report on an answer; what was asked is left out.
+    /// A report on an answer.
     pub fn new(
         evaluator: &mut Evaluator<'_>,
         base: &Base,
@@ -99,6 +95,11 @@ impl GenerateReport {
             weight_window_bytes: evaluator.plan().weight_bytes,
             ..Self::default()
         }
+    }
+
+    /// Puts in what was asked, in so many tokens, and what is worth telling.
+    pub fn asked(&mut self, prompt: &str, tokens: usize, notes: Vec<String>) {
+        (self.prompt, self.prompt_tokens, self.notes) = (prompt.to_owned(), tokens, notes);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, a file each, and what several of them need.
 
 pub mod bench;
+pub mod chat;
 pub mod data;
 pub mod demo;
 pub mod eval;

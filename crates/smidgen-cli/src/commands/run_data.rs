@@ -73,7 +73,7 @@ impl RunData {
     ) -> Result<Self> {
         let train = open(base, &files.train, options, &tokens("train"), stop)?;
         let window = WindowSpec { chunks: None, ..options.window };
-        let whole = DataOptions { window, ..*options };
+        let whole = DataOptions { window, ..options.clone() };
         let valid = match &files.valid {
             Some(path) => Some(open(base, path, &whole, &tokens("valid"), stop)?),
             None => None,

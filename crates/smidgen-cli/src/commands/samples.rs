@@ -1,6 +1,8 @@
 //! What the model says to a few held-out prompts, before a run and after it.
 
-use smidgen::{Adapter, Base, Budget, Dataset, Evaluator, GenerateConfig, Kind, Sequence};
+use smidgen::{
+    Adapter, Base, Budget, Dataset, Evaluator, GenerateConfig, Kind, Sequence, Tokenizer,
+};
 
 use super::generate::{PROMPT_ROWS, answer};
 use crate::error::Result;
@@ -72,7 +74,7 @@ impl Samples {
         let tokenizer = base.tokenizer()?;
         let config = GenerateConfig {
             max_tokens: self.tokens,
-            stop: tokenizer.eos().into_iter().collect(),
+            stop: ends(base, &tokenizer),
             ..GenerateConfig::default()
         };
         let longest = self.chosen.iter().map(|s| s.prompt.len()).max().unwrap_or(1);
@@ -112,6 +114,13 @@ impl Samples {
         }
         Ok(answers)
     }
+}
+
+/// The tokens that end an answer.
+fn ends(base: &Base, tokenizer: &Tokenizer) -> Vec<u32> {
+    let template = base.chat_template(tokenizer).ok().flatten();
+    let end_of_turn = template.and_then(|template| template.end_of_turn(tokenizer));
+    tokenizer.eos().into_iter().chain(end_of_turn).collect()
 }
 
 /// Shows answers, a line each.

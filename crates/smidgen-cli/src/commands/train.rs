@@ -43,7 +43,7 @@ pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
         return plan::run(args, None, stop);
     }
     let ui = Ui::new(args.out);
-    let trained = train(open_model(&args.model)?, args, &ui, stop)?;
+    let trained = train(args.window.chat.apply(open_model(&args.model)?), args, &ui, stop)?;
     ui.report(&trained.report)?;
     trained.interrupted.map_or(Ok(()), |code| Err(Failure::Interrupted(code)))
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 #[path = "../../tests/common/metadata.rs"]
-mod metadata;
+pub(crate) mod metadata;
 
 use metadata::Metadata;
 

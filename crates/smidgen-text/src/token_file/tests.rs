@@ -16,6 +16,7 @@ fn write_samples(folder: &Path) -> PathBuf {
     writer.push_sample(&sample(&[1, 2, 3, 0], &[0, 0, 1, 1])).unwrap();
     writer.push_sample(&sample(&[4, 0], &[1, 1])).unwrap();
     writer.push_sample(&sample(&[1, 1, 1, 1, 1, 2], &[0, 0, 0, 0, 0, 1])).unwrap();
+    writer.made_with(Some(Fingerprint([1; 16])), Some(Fingerprint([2; 16])));
     writer.finish([7; 32]).unwrap();
     path
 }
@@ -53,6 +54,11 @@ fn header_comes_back() {
     assert_eq!((header.bos, header.eos), (None, Some(0)));
     assert_eq!(header.source_sha256, [7; 32]);
     assert_eq!(header.fingerprint, tiny().fingerprint());
+    assert_eq!(header.chat_template, Some(Fingerprint([1; 16])));
+    assert_eq!(header.features, Some(Fingerprint([2; 16])));
+    let text = TokenFile::open(&write_text(folder.path(), 9)).unwrap();
+    assert_eq!((text.header().chat_template, text.header().features), (None, None));
+    fs::remove_file(text.path()).unwrap();
     assert!(header.mask_prompt);
     let names: Vec<_> =
         fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -125,6 +131,30 @@ fn windows_with_bos_keep_their_targets() {
     assert_eq!(dataset.summary().unwrap().length_max, 6);
 }
 
+/// A chat template may write BOS itself.
+#[test]
+fn samples_with_bos_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("samples.tokens");
+    let tokenizer = tiny().with_bos_eos(Some(3), Some(0)).unwrap();
+    let mut writer =
+        TokenFileWriter::create(&path, TokenFileKind::Samples, &tokenizer, true).unwrap();
+    writer.push_sample(&sample(&[3, 1, 2, 0], &[1, 0, 1, 1])).unwrap();
+    writer.push_sample(&sample(&[1, 2], &[1, 1])).unwrap();
+    writer.push_sample(&sample(&[3], &[1])).unwrap();
+    writer.finish([0; 32]).unwrap();
+    let dataset = open(&path, 3, None, true);
+    assert_eq!(
+        read(&dataset),
+        [sample(&[3, 1, 2], &[0, 0, 1]), sample(&[3, 1, 2], &[0, 1, 1])],
+        "no second BOS, which is no target either"
+    );
+    assert_eq!((dataset.max_len(), dataset.targets()), (3, 3));
+    let summary = dataset.summary().unwrap();
+    assert_eq!((summary.length_min, summary.length_max, summary.dropped), (3, 3, 1));
+    assert_eq!(read(&open(&path, 4, None, false))[1], sample(&[1, 2], &[0, 1]));
+}
+
 #[test]
 fn specs_that_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -192,7 +222,7 @@ fn content_that_contradicts_itself() {
     refused(offsets, 1, "offsets");
     refused(offsets + 8, 6, "offsets");
     refused(offsets + 24, 11, "offsets");
-    refused(8, 2, "version 2");
+    refused(8, 1, "version 1 is not 2");
     refused(103, 0xff, "samples in");
     refused(87, 0xff, "not what its header describes");
     refused(16, 0, "vocabulary size");

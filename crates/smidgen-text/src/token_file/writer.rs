@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::offsets::Offsets;
 use super::{CHECKSUM_AT, HEADER_BYTES, TARGET_BIT};
-use super::{TokenFileHeader, TokenFileKind};
+use super::{Fingerprint, TokenFileHeader, TokenFileKind};
 use crate::dataset::Sequence;
 use crate::error::{Result, TextError};
 use crate::tokenizer::Tokenizer;
@@ -67,6 +67,8 @@ impl TokenFileWriter {
                 tokens: 0,
                 targets: 0,
                 samples: 0,
+                chat_template: None,
+                features: None,
             },
             offsets: None,
         };
@@ -107,6 +109,12 @@ impl TokenFileWriter {
             Some(offsets) => offsets.push(self.header.tokens),
             None => Ok(()),
         }
+    }
+
+    /// Puts down what decided the ids beside the tokenizer: the template of chats, and the names of
+    /// keys where they are not the usual ones.
+    pub fn made_with(&mut self, chat_template: Option<Fingerprint>, features: Option<Fingerprint>) {
+        (self.header.chat_template, self.header.features) = (chat_template, features);
     }
 
     /// What has been written so far.

@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::io::{BufReader, Read};
 use std::path::PathBuf;
 
-use smidgen_text::{GgufTokenizer, PackedStrings, TextError, Tokenizer};
+use smidgen_text::{ChatTemplateSource, GgufTokenizer, PackedStrings, TextError, Tokenizer};
 
+pub mod bytes;
 mod metadata;
 
 pub use metadata::Metadata;
@@ -36,11 +37,21 @@ pub fn tokenizer(model: &str) -> Tokenizer {
     metadata(model).build().unwrap()
 }
 
-/// What a model's file says of its tokenizer.
-pub fn metadata(model: &str) -> Metadata {
+/// A model's chat template.
+pub fn chat_template(model: &str) -> ChatTemplateSource {
+    let text = values(model).remove("tokenizer.chat_template").unwrap().string();
+    ChatTemplateSource::new(model, text).unwrap()
+}
+
+fn values(model: &str) -> HashMap<String, Value> {
     let path = folder("SMIDGEN_TEST_MODELS", "`cargo xtask models` fetches the models").join(model);
     let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-    let mut values = read_metadata(BufReader::new(file));
+    read_metadata(BufReader::new(file))
+}
+
+/// What a model's file says of its tokenizer.
+pub fn metadata(model: &str) -> Metadata {
+    let mut values = values(model);
     let mut take = |key: &str| values.remove(&format!("tokenizer.ggml.{key}"));
     let strings = |value| match value {
         Some(Value::Array(items)) => items.into_iter().map(Value::string).collect(),
