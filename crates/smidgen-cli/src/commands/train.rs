@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use smidgen::{
     Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Outcome, Planned,
-    RunFolder, RunState, Session, StepReport, export_gguf, plan_prepare,
+    RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf, plan_ahead, plan_prepare,
 };
 
 use super::run_data::{RunData, RunFiles};
@@ -68,6 +68,14 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     say_model(ui, &base);
     say_data(ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
+    let samples = samples(args, &base, &config, &data)?;
+    let before = match &samples {
+        Some(samples) => {
+            ui.say(&format!("answers   of the model to {}, first", count(samples.len(), "prompt")));
+            samples.ask(&base, init_adapter(args, &base)?, stop)?.0
+        }
+        None => None,
+    };
     let mut planned = Planned::new(base, data.train, longest, config)?;
     let mut report = Report::new(planned.base(), planned.plan());
     report.prepared(data.prepared.as_ref());
@@ -90,14 +98,6 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     report.notes.extend(data.notes);
     ui.say(&format!("\n{}\n", table::plan(planned.plan(), report.prepare_planned_bytes)));
 
-    let samples = samples(args, &planned, data.valid.as_ref())?;
-    let before = match &samples {
-        Some(samples) => {
-            ui.say(&format!("answers   of the model to {}, first", count(samples.len(), "prompt")));
-            samples.ask(planned.base(), init_adapter(args, planned.base())?, stop)?.0
-        }
-        None => None,
-    };
     let mut session = planned.start()?;
     created.keep();
     let events = match args.watch.tensorboard {
@@ -172,17 +172,20 @@ fn saved_state(args: &TrainArgs, folder: &RunFolder) -> Result<Option<RunState>>
     }
 }
 
-/// The held-out prompts that the model is asked, if there are any, and room for it beside nothing
-/// else: the run takes no more for them than it was planned to.
+/// The held-out prompts that the model is asked, if there are any and their answers take no more
+/// than the run will.
 fn samples(
     args: &TrainArgs,
-    planned: &Planned,
-    valid: Option<&Dataset>,
+    base: &Base,
+    config: &TrainConfig,
+    data: &RunData,
 ) -> Result<Option<Samples>> {
     let (count, tokens) = (args.watch.sample_prompts, args.watch.sample_tokens as usize);
-    let Some(valid) = valid.filter(|_| count > 0) else { return Ok(None) };
-    let peak = planned.plan().peak_bytes;
-    if plan_prepare(planned.base(), Path::new("text"), MemoryBudget::Bytes(peak)).is_err() {
+    let Some(valid) = data.valid.as_ref().filter(|_| count > 0) else { return Ok(None) };
+    let longest = data.train.max_len().max(data.longest_evaluation());
+    let Ok(plan) = plan_ahead(base, longest, config) else { return Ok(None) };
+    let peak = plan.peak_bytes;
+    if plan_prepare(base, Path::new("text"), MemoryBudget::Bytes(peak)).is_err() {
         return Ok(None);
     }
     let budget = Budget::AtMost(peak);
