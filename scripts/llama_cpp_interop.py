@@ -45,6 +45,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a GGUF file of the llama, qwen2 or gemma3 family")
     parser.add_argument("text", help="a .txt file")
+    parser.add_argument("--part", choices=["adapters", "quantisation", "both"], default="both")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning-rate", default="2e-3")
     parser.add_argument("--max-kl", type=float, default=1e-3, help="nats, at the worst position (default 1e-3)")
@@ -194,11 +195,10 @@ def main():
     options = arguments()
     smidgen = Smidgen(options)
     with tempfile.TemporaryDirectory() as folder:
-        place = pathlib.Path(folder)
-        if not adapters(options, smidgen, place):
+        if options.part != "quantisation" and not adapters(options, smidgen, pathlib.Path(folder)):
             sys.exit(f"the largest KL is above {options.max_kl}")
     with tempfile.TemporaryDirectory() as folder:
-        if not quantisation(options, smidgen, pathlib.Path(folder)):
+        if options.part != "adapters" and not quantisation(options, smidgen, pathlib.Path(folder)):
             sys.exit("llama.cpp's own Q4_0 has the lower perplexity")
 
 
