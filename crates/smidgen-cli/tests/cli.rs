@@ -564,3 +564,69 @@ fn a_run_draws_what_it_took() {
     let said = place.failure(&format!("{TRAIN} -o run --memory-trace run.png"), 2);
     assert!(said.contains(".svg, .csv or .jsonl"), "{said}");
 }
+
+/// Words of the demo's model in a template that any text model takes.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+
+#[test]
+fn a_conversation_remembers_what_was_said() {
+    let place = Place::new();
+    let none = place.failure("chat -m MODEL -p hello", 2);
+    assert!(none.contains("--chat-template"), "{none}");
+    fs::write(place.path("chat.jinja"), TEMPLATE).unwrap();
+    let chat = "chat -m MODEL --chat-template chat.jinja -n 6";
+    let once = place.report(&format!("{chat} -p miller"));
+    assert_eq!(once["prompt"], "miller");
+    assert_eq!(once["ids"].as_array().unwrap().len(), once["tokens"].as_u64().unwrap() as usize);
+
+    // What a line is answered with is what the whole conversation is answered with.
+    let said = talk(&place, chat, "miller\nwheel\n");
+    let first = once["text"].as_str().unwrap();
+    let second = said.strip_prefix(&format!("{first}\n")).unwrap().trim_end_matches('\n');
+    let whole = format!("user: miller\nassistant: {first}\nuser: wheel\nassistant:");
+    let mut command = place.command("generate -m MODEL -n 6 --no-bos --json -p");
+    let output = command.arg(&whole).output().unwrap();
+    let whole: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(second, whole["text"].as_str().unwrap());
+
+    assert_eq!(talk(&place, chat, "miller\n/clear\n\nmiller\n"), format!("{first}\n{first}\n"));
+    let short = talk(&place, &format!("{chat} --context 24"), "miller\nwheel and stone and fire\n");
+    assert!(short.starts_with(first), "{short}");
+}
+
+/// What `smidgen chat` prints for these lines.
+fn talk(place: &Place, line: &str, lines: &str) -> String {
+    fs::write(place.path("lines"), lines).unwrap();
+    let mut command = place.command(line);
+    let output = command.stdin(fs::File::open(place.path("lines")).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn answers_a_page_and_events() {
+    let place = Place::new();
+    let flags = "--data samples.jsonl --valid-data samples.jsonl --iters 4 --sample-tokens 5";
+    let report = place.report(&format!("train -m MODEL {flags} --tensorboard -o run"));
+    let answers = report["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[0]["prompt"], "Who mends the wheel?");
+    assert!(answers[0]["expected"].as_str().unwrap().contains("The miller."));
+    let page = fs::read_to_string(place.path("run/smidgen/report.html")).unwrap();
+    assert!(page.contains("Who mends the wheel?") && page.contains("LoRA weights"), "{page}");
+    assert_eq!(fs::read_dir(place.path("run/smidgen/tensorboard")).unwrap().count(), 1);
+    let gguf = fs::read(place.path("run/adapter.gguf")).unwrap();
+    assert!(gguf.starts_with(b"GGUF"));
+    let quiet = place.report(&format!("train -m MODEL {flags} --sample-prompts 0 -o quiet"));
+    assert!(quiet.get("answers").is_none());
+}
+
+#[test]
+fn shells_complete_flags() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = place.run(&format!("completions {shell}"));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("max-seq-length"), "{shell}");
+    }
+}
