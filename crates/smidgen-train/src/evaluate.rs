@@ -152,11 +152,6 @@ impl<'a> Evaluator<'a> {
         self.engine.meter().peak()
     }
 
-    /// Gives all memory but the adapter back, and the adapter.
-    pub fn finish(self) -> Adapter {
-        self.adapter
-    }
-
     /// Scores every sequence of `data`. `progress(done, all)` is called after each pass.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepRep
 
 pub use state::{Difference, Differences, RunState};
 
-pub use smidgen_graph::plan::{CurvePoint, Plan, Remedy};
+pub use smidgen_graph::plan::{CurvePoint, Paged, Plan, Remedy};
 pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};
 pub use smidgen_kernels::Format;
 pub use smidgen_models::{Info, synth};

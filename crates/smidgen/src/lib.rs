@@ -117,8 +117,8 @@ pub use smidgen_train::{
 
 // Its memory.
 pub use smidgen_train::{
-    Budget, CurvePoint, MemoryBudget, Plan, Rates, Remedy, Row, SpoolFormat, Traffic, curve_ahead,
-    fits_ahead, measure_rates, memory, plan_ahead, plan_prepare,
+    Budget, CurvePoint, MemoryBudget, Paged, Plan, Rates, Remedy, Row, SpoolFormat, Traffic,
+    curve_ahead, fits_ahead, measure_rates, memory, plan_ahead, plan_prepare,
 };
 
 // Measuring, and models of true shapes with random weights to measure on.

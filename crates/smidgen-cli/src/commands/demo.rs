@@ -42,7 +42,9 @@ pub fn run(args: &DemoArgs, stop: &Stop) -> Result<()> {
     let trained = train::train(base, &train_args, &ui, stop)?;
     let mut report = trained.report;
     if trained.interrupted.is_none() {
-        let after = answers(&trained.base, trained.adapter, threads, stop)?;
+        let out = train_args.output.as_deref().expect("it was written to");
+        let adapter = Adapter::load(&trained.base, out)?.0;
+        let after = answers(&trained.base, adapter, threads, stop)?;
         report.answers = PROMPTS
             .into_iter()
             .zip(before.into_iter().zip(after))

@@ -63,14 +63,8 @@ impl Samples {
         self.chosen.is_empty()
     }
 
-    /// The model's answers with `adapter`, which is given back. None where the budget has no room
-    /// for keys and values.
-    pub fn ask(
-        &self,
-        base: &Base,
-        adapter: Adapter,
-        stop: &Stop,
-    ) -> Result<(Option<Vec<String>>, Option<Adapter>)> {
+    /// The model's answers with `adapter`. None where the budget has no room for keys and values.
+    pub fn ask(&self, base: &Base, adapter: Adapter, stop: &Stop) -> Result<Option<Vec<String>>> {
         let tokenizer = base.tokenizer()?;
         let config = GenerateConfig {
             max_tokens: self.tokens,
@@ -82,7 +76,7 @@ impl Samples {
         let made =
             Evaluator::to_generate(base, adapter, rows, positions, self.threads, self.budget);
         let mut evaluator = match made {
-            Err(error) if error.kind() == Kind::Budget => return Ok((None, None)),
+            Err(error) if error.kind() == Kind::Budget => return Ok(None),
             made => made?,
         };
         let mut conversation = evaluator.conversation()?;
@@ -92,7 +86,7 @@ impl Samples {
             let said = answer(&mut evaluator, talk, &tokenizer, prompt, &config, flag, &|_| {});
             texts.push(said?.0);
         }
-        Ok((Some(texts), Some(evaluator.finish())))
+        Ok(Some(texts))
     }
 
     /// The prompts with what was said to them.

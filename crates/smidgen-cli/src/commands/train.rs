@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smidgen::{
-    Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Outcome, Planned,
-    RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf, plan_ahead, plan_prepare,
+    Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Outcome, Paged,
+    Planned, RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf, plan_ahead,
+    plan_prepare,
 };
 
 use super::run_data::{RunData, RunFiles};
@@ -32,7 +33,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct Trained {
     pub base: Base,
-    pub adapter: Adapter,
     pub report: Report,
     /// The exit code of the signal that ended it early.
     pub interrupted: Option<u8>,
@@ -72,7 +72,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let before = match &samples {
         Some(samples) => {
             ui.say(&format!("answers   of the model to {}, first", count(samples.len(), "prompt")));
-            samples.ask(&base, init_adapter(args, &base)?, stop)?.0
+            samples.ask(&base, init_adapter(args, &base)?, stop)?
         }
         None => None,
     };
@@ -136,13 +136,18 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let budget = session.meter().budget();
     // What the page takes comes after what the steps took.
     let (base, mut adapter) = session.finish();
-    if let (Some(samples), Some(before), None) = (&samples, before, interrupted) {
-        let (after, used) = samples.ask(&base, adapter, stop)?;
-        adapter = used.expect("there was room for the first answers");
-        report.answers = samples.answers(&base, before, after.unwrap_or_default())?;
-    }
     if saved {
         export_gguf(&base, &mut adapter, &folder.gguf())?;
+    }
+    if let (Some(samples), Some(before), None) = (&samples, before, interrupted) {
+        match samples.ask(&base, adapter, stop) {
+            Ok(Some(after)) => report.answers = samples.answers(&base, before, after)?,
+            Ok(None) => {}
+            Err(failure) if failure.is_cancelled() => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    if saved {
         write_page(&folder, &report, &rows, budget)?;
     }
     say_end(ui, &report, &folder, end, saved);
@@ -150,7 +155,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         ui.say("\nWhat the model says to held-out prompts:");
         samples::say(ui, &report.answers);
     }
-    Ok(Trained { base, adapter, report, interrupted })
+    Ok(Trained { base, report, interrupted })
 }
 
 /// The state that the run goes on from, if it is to go on. A run that is not finished is not
@@ -173,7 +178,7 @@ fn saved_state(args: &TrainArgs, folder: &RunFolder) -> Result<Option<RunState>>
 }
 
 /// The held-out prompts that the model is asked, if there are any and their answers take no more
-/// than the run will.
+/// than the run will: where even the adapter waits in a scratch file there is no room for them.
 fn samples(
     args: &TrainArgs,
     base: &Base,
@@ -183,7 +188,8 @@ fn samples(
     let (count, tokens) = (args.watch.sample_prompts, args.watch.sample_tokens as usize);
     let Some(valid) = data.valid.as_ref().filter(|_| count > 0) else { return Ok(None) };
     let longest = data.train.max_len().max(data.longest_evaluation());
-    let Ok(plan) = plan_ahead(base, longest, config) else { return Ok(None) };
+    let plan = plan_ahead(base, longest, config).ok();
+    let Some(plan) = plan.filter(|plan| plan.paged != Paged::All) else { return Ok(None) };
     let peak = plan.peak_bytes;
     if plan_prepare(base, Path::new("text"), MemoryBudget::Bytes(peak)).is_err() {
         return Ok(None);
@@ -236,6 +242,8 @@ struct Watch<'a> {
     begin: Instant,
     /// When the run's state was saved, or began.
     saved: Instant,
+    /// The last step after which it was saved.
+    saved_step: Option<u64>,
     events: Option<Events>,
 }
 
@@ -260,6 +268,7 @@ impl<'a> Watch<'a> {
             evaluated: None,
             begin: Instant::now(),
             saved: Instant::now(),
+            saved_step: None,
             events,
         }
     }
@@ -341,10 +350,14 @@ impl<'a> Watch<'a> {
 
     /// Saves the state that a killed run goes on from, and the adapter.
     fn save(&mut self, session: &mut Session, folder: &RunFolder) -> smidgen::Result<()> {
+        if self.saved_step == Some(session.steps_done()) {
+            return Ok(());
+        }
         // An adapter that is not finite is refused, and leaves the last good state.
         session.save(folder.path())?;
         session.save_state(&folder.state())?;
         self.saved = Instant::now();
+        self.saved_step = Some(session.steps_done());
         Ok(())
     }
 
