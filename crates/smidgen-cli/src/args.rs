@@ -1,13 +1,17 @@
 //! The flags.
 
+mod convert;
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use smidgen::synth::Preset;
-use smidgen::{Format, MemoryBudget, TargetModules};
+use smidgen::{MemoryBudget, TargetModules};
 
 use crate::memory_trace::TraceFile;
+
+pub use convert::{ExportArgs, ExportFormat, FuseArgs, FusedType, QuantizeArgs};
 
 /// Fine-tune a language model inside a memory budget you name.
 #[derive(Debug, Parser)]
@@ -90,14 +94,31 @@ pub struct WindowArgs {
     pub chat: ChatArgs,
 }
 
-/// What the lines of a .jsonl file are, and how a chat is written.
+/// How a chat is written.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Data")]
-pub struct ChatArgs {
+pub struct TemplateArgs {
     /// Write chats with this template: a chat_template.jinja or tokenizer_config.json [default: those
     /// beside --tokenizer, else the model file's own]
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+}
+
+impl TemplateArgs {
+    /// The model with the template of `--chat-template`.
+    pub fn apply(&self, base: smidgen::Base) -> smidgen::Base {
+        match &self.chat_template {
+            Some(template) => base.with_chat_template(template),
+            None => base,
+        }
+    }
+}
+
+/// What the lines of a .jsonl file are, and how a chat is written.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// The key of a text, all of which is learned
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub text_feature: String,
@@ -462,115 +483,6 @@ impl SampleArgs {
 }
 
 #[derive(Args, Debug)]
-pub struct ExportArgs {
-    /// The model that the adapter was trained on, a GGUF file
-    #[arg(short, long, value_name = "FILE")]
-    pub model: PathBuf,
-    /// The adapter: a PEFT folder of this model
-    #[arg(long, value_name = "DIR", visible_alias = "adapter-path")]
-    pub adapter: PathBuf,
-    /// The form: gguf is a LoRA that llama.cpp and Ollama take beside the model's file
-    #[arg(long, value_name = "FORM", value_enum, default_value_t = ExportFormat::Gguf)]
-    pub format: ExportFormat,
-    /// Write this file, in place of a GGUF adapter at most
-    #[arg(short, long, value_name = "FILE.gguf")]
-    pub output: PathBuf,
-    #[command(flatten)]
-    pub out: OutputArgs,
-}
-
-#[derive(Args, Debug)]
-pub struct FuseArgs {
-    /// The model that the adapter was trained on, a GGUF file
-    #[arg(short, long, value_name = "FILE")]
-    pub model: PathBuf,
-    /// The adapter: a PEFT folder of this model
-    #[arg(long, value_name = "DIR", visible_alias = "adapter-path")]
-    pub adapter: PathBuf,
-    /// Write this file: FILE.gguf, in place of a GGUF model at most, or FILE.safetensors, which is
-    /// what model.safetensors is in the base's checkpoint
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// How matrices are stored: same leaves those without adapter as they are, and stores the
-    /// others as before where that format can be written, else as q8_0 (safetensors: f16)
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = FusedType::Same)]
-    pub format: FusedType,
-    /// Threads [default: one a core]. They change the speed, never the result
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub threads: Option<u32>,
-    #[command(flatten)]
-    pub out: OutputArgs,
-}
-
-#[derive(Args, Debug)]
-pub struct QuantizeArgs {
-    /// The model: a GGUF file, or a folder with config.json, safetensors and tokenizer.json, of the
-    /// llama, qwen2 or gemma3 family
-    #[arg(value_name = "MODEL")]
-    pub input: PathBuf,
-    /// Write this file, in place of a GGUF model at most
-    #[arg(short, long, value_name = "FILE.gguf")]
-    pub output: PathBuf,
-    /// How matrices are stored, the embedding included; vectors are f32
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = QuantizedType::Q4_0)]
-    pub format: QuantizedType,
-    /// Threads [default: one a core]. They change the speed, never the result
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub threads: Option<u32>,
-    #[command(flatten)]
-    pub out: OutputArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    Gguf,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum QuantizedType {
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "q8_0")]
-    Q8_0,
-    F16,
-}
-
-impl QuantizedType {
-    /// As the library takes it.
-    pub fn format(self) -> Format {
-        match self {
-            Self::Q4_0 => Format::Q4_0,
-            Self::Q8_0 => Format::Q8_0,
-            Self::F16 => Format::F16,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FusedType {
-    Same,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "q8_0")]
-    Q8_0,
-    F16,
-    F32,
-}
-
-impl FusedType {
-    /// As the library takes it.
-    pub fn format(self) -> Option<Format> {
-        match self {
-            Self::Same => None,
-            Self::Q4_0 => Some(Format::Q4_0),
-            Self::Q8_0 => Some(Format::Q8_0),
-            Self::F16 => Some(Format::F16),
-            Self::F32 => Some(Format::F32),
-        }
-    }
-}
-
-#[derive(Args, Debug)]
 pub struct ConversationArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -583,10 +495,8 @@ pub struct ConversationArgs {
     /// What the model is told before
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// Write the conversation with this template: a chat_template.jinja or tokenizer_config.json
-    /// [default: those beside --tokenizer, else the model file's own]
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// Tokens of the longest conversation [default: 4096, or fewer if the model or the memory has no
     /// room for them]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
@@ -737,14 +647,6 @@ impl WindowArgs {
 }
 
 impl ChatArgs {
-    /// The model with the template of `--chat-template`.
-    pub fn apply(&self, base: smidgen::Base) -> smidgen::Base {
-        match &self.chat_template {
-            Some(template) => base.with_chat_template(template),
-            None => base,
-        }
-    }
-
     fn features(&self) -> smidgen::FeatureNames {
         smidgen::FeatureNames {
             text: self.text_feature.clone(),

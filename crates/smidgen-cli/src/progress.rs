@@ -9,6 +9,8 @@ use crate::ui;
 /// How often a line is written where there is no terminal.
 const EVERY: Duration = Duration::from_secs(10);
 
+const MB: u64 = 1_000_000;
+
 /// How far something has come.
 #[derive(Debug)]
 pub struct Progress {
@@ -60,6 +62,31 @@ impl Progress {
     }
 }
 
+/// Progress in writing a file, told a megabyte at a time.
+#[derive(Debug)]
+pub struct Writing {
+    progress: Progress,
+    /// The last megabyte that was told.
+    told: Option<u64>,
+}
+
+impl Writing {
+    pub fn new() -> Self {
+        Self { progress: Progress::new("writing MB", 0), told: None }
+    }
+
+    /// `done` of `total` bytes are written.
+    pub fn at(&mut self, done: u64, total: u64) {
+        if self.told.replace(done / MB) != Some(done / MB) {
+            self.progress.at(done / MB, total / MB, String::new);
+        }
+    }
+
+    pub fn clear(&self) {
+        self.progress.clear();
+    }
+}
+
 /// Progress in tokenising a text, shown only where it takes long.
 #[derive(Debug)]
 pub struct Preparing {
@@ -73,7 +100,6 @@ impl Preparing {
     }
 
     pub fn at(&mut self, p: smidgen::Progress) {
-        const MB: u64 = 1_000_000;
         if self.progress.is_none() && self.begin.elapsed() < Duration::from_secs(1) {
             return;
         }

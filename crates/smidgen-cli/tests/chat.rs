@@ -1,11 +1,9 @@
-//! Chats through the command line, on the real binary and the demo's model.
+//! Chats through the command line, on the real binary and the demo's model, which has no template.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod common;
 
+use common::Place;
 use serde_json::Value;
-use tempfile::TempDir;
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n\
                         {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
@@ -15,55 +13,20 @@ const CHATS: &str = r#"{"messages": [{"role": "user", "content": "Who mends it?"
 {"instruction": "Where is it?", "output": "Above the door."}
 "#;
 
-struct Place(TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        place.write("chats.jsonl", CHATS);
-        place.write("chat.jinja", TEMPLATE);
-        place.write("other.jinja", &format!("{TEMPLATE} "));
-        let config = serde_json::json!({"eos_token": "x", "chat_template": TEMPLATE});
-        place.write("tokenizer_config.json", &config.to_string());
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: &str) {
-        fs::write(self.path(name), content).unwrap();
-    }
-
-    /// Runs `line` in the folder; MODEL stands for the demo's model, which has no template.
-    fn run(&self, line: &str) -> Output {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo/demo.gguf");
-        let model = model.to_str().unwrap();
-        let words = line.split_whitespace().map(|word| if word == "MODEL" { model } else { word });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
-        command.current_dir(self.0.path()).args(words).stdin(Stdio::null()).output().unwrap()
-    }
-
-    fn report(&self, line: &str) -> Value {
-        let output = self.run(&format!("{line} --json"));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{line}: {said}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// What a command that must fail says.
-    fn failure(&self, line: &str, code: i32) -> String {
-        let output = self.run(line);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
-        said
-    }
+/// A folder with chats, templates, and a checkpoint's settings with a template in them.
+fn furnished() -> Place {
+    let place = Place::empty();
+    place.write("chats.jsonl", CHATS);
+    place.write("chat.jinja", TEMPLATE);
+    place.write("other.jinja", &format!("{TEMPLATE} "));
+    let config = serde_json::json!({"eos_token": "x", "chat_template": TEMPLATE});
+    place.write("tokenizer_config.json", &config.to_string());
+    place
 }
 
 #[test]
 fn chats_are_shown() {
-    let place = Place::new();
+    let place = furnished();
     let none = place.failure("data chats.jsonl -m MODEL", 1);
     assert!(none.contains("chats.jsonl:1: ") && none.contains("--chat-template"), "{none}");
     let shown = place.report("data chats.jsonl -m MODEL --chat-template chat.jinja");
@@ -88,7 +51,7 @@ fn chats_are_shown() {
 
 #[test]
 fn token_files_keep_their_template() {
-    let place = Place::new();
+    let place = furnished();
     place.report("data chats.jsonl -m MODEL --chat-template chat.jinja --out chats.tokens");
     let train = "train -m MODEL --data chats.tokens -o run --iters 2";
     assert_eq!(place.report(train)["steps"], 2);
@@ -105,7 +68,7 @@ fn token_files_keep_their_template() {
 
 #[test]
 fn keys_are_remapped() {
-    let place = Place::new();
+    let place = furnished();
     place.write("renamed.jsonl", r#"{"q": "Who mends it?", "a": " The miller.", "id": 1, "n": 2}"#);
     let unknown = place.failure("data renamed.jsonl -m MODEL", 1);
     assert!(unknown.contains("the key \"q\" is unknown; known: text, prompt"), "{unknown}");

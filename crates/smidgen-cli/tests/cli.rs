@@ -1,12 +1,13 @@
 //! The command line's contract, on the real binary and the demo's model.
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{Place, stderr};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const TEXT: &str = "In the winter the miller mends his wheel. The river is low and the stones are \
                     cold, so he sits by the fire and carves new teeth from the wood of an old \
@@ -14,74 +15,24 @@ const TEXT: &str = "In the winter the miller mends his wheel. The river is low a
                     bread. Nobody thanks the pear tree, but the miller keeps one branch of it \
                     above his door and touches it on the first day of every spring.\n";
 
-/// A folder for a test, with a text and a set of samples.
-struct Place {
-    folder: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("text.txt"), TEXT.repeat(3)).unwrap();
-        let samples = [
-            r#"{"prompt": "Who mends the wheel?", "completion": " The miller."}"#,
-            r#"{"prompt": "What is cold?", "completion": " The stones are cold."}"#,
-            r#"{"prompt": "Where is the branch?", "completion": " Above the door."}"#,
-        ];
-        fs::write(folder.path().join("samples.jsonl"), samples.join("\n")).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Runs `line` in the folder; MODEL stands for the demo's model.
-    fn run(&self, line: &str) -> Output {
-        self.command(line).output().unwrap()
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo/demo.gguf");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
-        command.current_dir(self.folder.path()).stdin(Stdio::null());
-        for word in line.split_whitespace() {
-            match word {
-                "MODEL" => command.arg(&model),
-                word => command.arg(word),
-            };
-        }
-        command
-    }
-
-    /// The report of a command that must succeed.
-    fn report(&self, line: &str) -> Value {
-        let output = self.run(&format!("{line} --json"));
-        assert!(output.status.success(), "{line}: {}", stderr(&output));
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(text.lines().count(), 1, "one object on stdout: {text}");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// Checks the exit code of a command that must fail, and gives what it says.
-    fn failure(&self, line: &str, code: i32) -> String {
-        let output = self.run(line);
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
-        assert!(!said.contains("panicked"), "{line}: {said}");
-        said
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+/// A folder with a text and a set of samples.
+fn furnished() -> Place {
+    let place = Place::empty();
+    place.write("text.txt", &TEXT.repeat(3));
+    let samples = [
+        r#"{"prompt": "Who mends the wheel?", "completion": " The miller."}"#,
+        r#"{"prompt": "What is cold?", "completion": " The stones are cold."}"#,
+        r#"{"prompt": "Where is the branch?", "completion": " Above the door."}"#,
+    ];
+    place.write("samples.jsonl", &samples.join("\n"));
+    place
 }
 
 const TRAIN: &str = "train -m MODEL --data text.txt --max-seq-length 32 --chunks 8 --iters 6";
 
 #[test]
 fn train_evaluate_generate() {
-    let place = Place::new();
+    let place = furnished();
     let trained = place.report(&format!("{TRAIN} -o run --learning-rate 5e-3 --threads 2"));
     assert_eq!(trained["steps"], 6);
     assert_eq!(trained["losses"].as_array().unwrap().len(), 6);
@@ -124,7 +75,7 @@ fn train_evaluate_generate() {
 
 #[test]
 fn losses_depend_on_neither_threads_nor_memory() {
-    let place = Place::new();
+    let place = furnished();
     let losses = |flags: &str| {
         let flags = format!("{TRAIN} --batch-size 3 --lora-dropout 0.1 -o run {flags}");
         place.report(&flags)["losses"].clone()
@@ -138,7 +89,7 @@ fn losses_depend_on_neither_threads_nor_memory() {
 
 #[test]
 fn a_scratch_file_saves_memory_and_leaves_nothing() {
-    let place = Place::new();
+    let place = furnished();
     let plan = |flags: &str| {
         let line = format!("plan -m MODEL --memory min --optimizer sgd {flags}");
         place.report(&line)["planned_peak_bytes"].as_u64().unwrap()
@@ -168,7 +119,7 @@ fn a_scratch_file_saves_memory_and_leaves_nothing() {
 
 #[test]
 fn plan_sums_to_its_peak() {
-    let place = Place::new();
+    let place = furnished();
     let sum = |report: &Value| -> u64 {
         report["rows"].as_array().unwrap().iter().map(|r| r["bytes"].as_u64().unwrap()).sum()
     };
@@ -188,7 +139,7 @@ fn plan_sums_to_its_peak() {
 
 #[test]
 fn data_is_shown_and_prepared() {
-    let place = Place::new();
+    let place = furnished();
     let shown = place.report("data samples.jsonl -m MODEL --out samples.tokens");
     assert_eq!(shown["sequences"], 3);
     assert!(shown["targets"].as_u64().unwrap() < shown["tokens"].as_u64().unwrap());
@@ -205,7 +156,7 @@ fn data_is_shown_and_prepared() {
 
 #[test]
 fn exit_codes() {
-    let place = Place::new();
+    let place = furnished();
     for usage in [
         "train",
         "train -m MODEL",
@@ -241,7 +192,7 @@ fn exit_codes() {
 
 #[test]
 fn flags_from_a_file() {
-    let place = Place::new();
+    let place = furnished();
     let yaml = "data: text.txt\nmax_seq_length: 32\niters: 2\nlora-rank: 4\noutput: run\n\
                 target_modules: [q_proj, attn_v]\nmask-prompt: true\n";
     fs::write(place.path("run.yaml"), yaml).unwrap();
@@ -259,7 +210,7 @@ fn flags_from_a_file() {
 
 #[test]
 fn underscores_and_aliases() {
-    let place = Place::new();
+    let place = furnished();
     let line = "train -m MODEL --data text.txt --max_seq_length 32 --chunks 8 --iters 2 --batch_size=2 \
                 --adapter_path run --lora_r 2 --method mebp";
     assert_eq!(place.report(line)["tokens"], 2 * 2 * 32);
@@ -269,7 +220,7 @@ fn underscores_and_aliases() {
 
 #[test]
 fn an_adapter_to_start_from() {
-    let place = Place::new();
+    let place = furnished();
     place.report(&format!("{TRAIN} -o first --lora-rank 4 --num-layers 2 --target-modules q_proj"));
     let go_on = format!("{TRAIN} -o second --init-adapter first");
     let said = place.failure(&format!("{go_on} --lora-rank 8"), 2);
@@ -285,7 +236,7 @@ fn an_adapter_to_start_from() {
 
 #[test]
 fn valid_data_of_a_folder() {
-    let place = Place::new();
+    let place = furnished();
     fs::create_dir(place.path("set")).unwrap();
     fs::copy(place.path("text.txt"), place.path("set/train.txt")).unwrap();
     fs::write(place.path("set/valid.txt"), TEXT).unwrap();
@@ -301,7 +252,7 @@ fn valid_data_of_a_folder() {
 
 #[test]
 fn logits_are_written() {
-    let place = Place::new();
+    let place = furnished();
     place.report("eval -m MODEL --data text.txt --max-seq-length 16 --chunks 1 --logits l.st");
     let bytes = fs::read(place.path("l.st")).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -316,7 +267,7 @@ fn logits_are_written() {
 
 #[test]
 fn sampling_follows_its_seed() {
-    let place = Place::new();
+    let place = furnished();
     let ids = |seed: u32| {
         let line = "generate -m MODEL -p miller -n 12 --temperature 1 --top-p 0.9";
         place.report(&format!("{line} --seed {seed}"))["ids"].clone()
@@ -333,7 +284,7 @@ fn sampling_follows_its_seed() {
 
 #[test]
 fn the_demo_learns() {
-    let place = Place::new();
+    let place = furnished();
     let report = place.report("demo");
     assert!(report["loss"].as_f64().unwrap() < 0.5, "{}", report["loss"]);
     let answers = report["answers"].as_array().unwrap();
@@ -350,7 +301,7 @@ fn the_demo_learns() {
 /// Bad settings and a budget that no data would fit are refused before the data is looked at.
 #[test]
 fn refusals_come_before_the_data() {
-    let place = Place::new();
+    let place = furnished();
     let train = "train -m MODEL --data nothing.txt -o run";
     let said = place.failure(&format!("{train} --learning-rate -1"), 2);
     assert!(said.contains("--learning-rate -1: it is at least 0"), "{said}");
@@ -366,7 +317,7 @@ fn refusals_come_before_the_data() {
 /// What a run made before it was refused goes, and nothing else does.
 #[test]
 fn a_refused_run_leaves_nothing() {
-    let place = Place::new();
+    let place = furnished();
     let needed = |length: u32| {
         let plan = format!("plan -m MODEL --memory min --threads 1 --max-seq-length {length}");
         place.report(&plan)["planned_peak_bytes"].as_u64().unwrap()
@@ -391,7 +342,7 @@ fn a_refused_run_leaves_nothing() {
 /// A tokenizer.json takes far more than the model's own tokenizer: here more than training does.
 #[test]
 fn preparing_keeps_the_budget_too() {
-    let place = Place::new();
+    let place = furnished();
     let vocab: Vec<_> = TEXT.chars().filter(char::is_ascii_alphabetic).collect();
     let (mut sorted, none) = (vocab, Value::Null);
     sorted.sort_unstable();
@@ -438,7 +389,7 @@ fn preparing_keeps_the_budget_too() {
 
 #[test]
 fn too_little_data() {
-    let place = Place::new();
+    let place = furnished();
     fs::write(place.path("one.txt"), "a").unwrap();
     let said = place.failure("eval -m MODEL --data one.txt", 1);
     assert!(said.contains("one.txt: the text is too short: it has 1 token,"), "{said}");
@@ -459,7 +410,7 @@ fn too_little_data() {
 
 #[test]
 fn every_key_of_the_contract_is_there() {
-    let place = Place::new();
+    let place = furnished();
     let prepared = place.report(&format!("{TRAIN} -o run"));
     let from_tokens = TRAIN.replace("text.txt", "run/smidgen/train.tokens");
     let trained = place.report(&format!("{from_tokens} -o more"));
@@ -483,7 +434,7 @@ fn every_key_of_the_contract_is_there() {
 #[cfg(unix)]
 #[test]
 fn a_signal_during_the_last_evaluation() {
-    let place = Place::new();
+    let place = furnished();
     fs::write(place.path("long.txt"), TEXT.repeat(3000)).unwrap();
     let line = format!("{TRAIN} --threads 1 --valid-data long.txt -o run");
     let mut command = place.command(&line);
@@ -519,7 +470,7 @@ fn interrupt(child: &std::process::Child, signal: &str) {
 #[test]
 fn signals_save() {
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
-        let place = Place::new();
+        let place = furnished();
         let line =
             "train -m MODEL --data text.txt --max-seq-length 32 --iters 1000000 -o run --json";
         let mut command = place.command(line);
@@ -538,7 +489,7 @@ fn signals_save() {
 
 #[test]
 fn a_run_draws_what_it_took() {
-    let place = Place::new();
+    let place = furnished();
     let files = "--memory-trace run.svg --memory-trace run.csv --memory-trace run.jsonl";
     let line = format!("{TRAIN} -o run --memory 50MB --valid-data text.txt {files}");
     let report = place.report(&line);
@@ -571,7 +522,7 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{%
 
 #[test]
 fn a_conversation_remembers_what_was_said() {
-    let place = Place::new();
+    let place = furnished();
     let none = place.failure("chat -m MODEL -p hello", 2);
     assert!(none.contains("--chat-template"), "{none}");
     fs::write(place.path("chat.jinja"), TEMPLATE).unwrap();
@@ -606,7 +557,7 @@ fn talk(place: &Place, line: &str, lines: &str) -> String {
 
 #[test]
 fn answers_a_page_and_events() {
-    let place = Place::new();
+    let place = furnished();
     let flags = "--data samples.jsonl --valid-data samples.jsonl --iters 4 --sample-tokens 5";
     let report = place.report(&format!("train -m MODEL {flags} --tensorboard -o run"));
     let answers = report["answers"].as_array().unwrap();
@@ -624,7 +575,7 @@ fn answers_a_page_and_events() {
 
 #[test]
 fn shells_complete_flags() {
-    let place = Place::new();
+    let place = furnished();
     for shell in ["bash", "zsh", "fish"] {
         let output = place.run(&format!("completions {shell}"));
         assert!(String::from_utf8_lossy(&output.stdout).contains("max-seq-length"), "{shell}");

@@ -50,21 +50,8 @@ impl Evaluator<'_> {
     }
 
     /// Goes on with `prompt` and returns the new tokens. `token` is called with each as it comes.
-    ///
-    /// # Errors
-    /// Those of [`Evaluator::reply`].
-    pub fn generate(
-        &mut self,
-        prompt: &[u32],
-        config: &GenerateConfig,
-        cancel: &AtomicBool,
-        token: &mut dyn FnMut(u32),
-    ) -> Result<Vec<u32>> {
-        self.reply(&mut self.conversation()?, prompt, config, cancel, token)
-    }
-
-    /// The same in a conversation. `prompt` is the whole text so far; of what it shares with the
-    /// text before, from the first token on, only the last token is read again.
+    /// `prompt` is the whole text so far: of what it shares with the conversation before, from the
+    /// first token on, only the last token may be read again.
     ///
     /// # Errors
     /// An empty prompt, more positions than [`Evaluator::to_generate`] was given, a token that the

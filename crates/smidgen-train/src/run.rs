@@ -1,5 +1,5 @@
-//! What a run leaves beside its adapter, in `DIR/smidgen`: `metrics.jsonl`, `run.state` and `report.html`
-//! and token files.
+//! What a run leaves beside its adapter, in `DIR/smidgen`: `metrics.jsonl`, `run.state`,
+//! `report.html` and token files.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};

@@ -142,11 +142,6 @@ impl RunState {
         Ok(Some(Self { path: path.to_owned(), file, record, start }))
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Steps done when it was saved.
     pub fn steps_done(&self) -> u64 {
         self.record.done

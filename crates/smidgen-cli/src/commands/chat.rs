@@ -7,7 +7,7 @@ use smidgen::{
     Adapter, Base, ChatTemplate, Conversation, Evaluator, GenerateConfig, Kind, Message, Tokenizer,
 };
 
-use super::generate::{GenerateReport, PROMPT_ROWS, answer};
+use super::generate::{GenerateReport, PROMPT_ROWS, answer, ends};
 use super::{open_adapter, open_model};
 use crate::args::{ConversationArgs, OutputArgs};
 use crate::error::{Failure, Result};
@@ -25,11 +25,7 @@ const CLEAR: &str = "/clear";
 
 pub fn run(args: &ConversationArgs, stop: &Stop) -> Result<()> {
     let out = Ui::new(OutputArgs { json: args.json });
-    let base = open_model(&args.model)?;
-    let base = match &args.chat_template {
-        Some(template) => base.with_chat_template(template),
-        None => base,
-    };
+    let base = args.template.apply(open_model(&args.model)?);
     let mut notes = Vec::new();
     let adapter = open_adapter(&base, args.adapter.as_deref(), &mut notes)?;
     notes.iter().for_each(|note| ui::warn(&format!("note: {note}")));
@@ -44,7 +40,7 @@ pub fn run(args: &ConversationArgs, stop: &Stop) -> Result<()> {
     let mut talk = Talk {
         conversation: evaluator.conversation()?,
         messages: system(args),
-        stop: tokenizer.eos().into_iter().chain(template.end_of_turn(&tokenizer)).collect(),
+        stop: ends(&tokenizer, Some(&template)),
         args,
         tokenizer: &tokenizer,
         template: &template,

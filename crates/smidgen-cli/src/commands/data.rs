@@ -42,7 +42,7 @@ struct DataReport {
 
 pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.output);
-    let base = args.window.chat.apply(open_model(&args.model)?);
+    let base = args.window.chat.template.apply(open_model(&args.model)?);
     let files = DataFiles::resolve(&args.data).map_err(smidgen::Error::from)?;
     let input = files.train.ok_or_else(|| {
         Failure::usage(format!(

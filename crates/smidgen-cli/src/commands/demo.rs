@@ -85,7 +85,7 @@ fn answers(base: &Base, adapter: Adapter, threads: usize, stop: &Stop) -> Result
     let tokenizer = base.tokenizer()?;
     let config = GenerateConfig {
         max_tokens: ANSWER_TOKENS,
-        stop: tokenizer.eos().into_iter().collect(),
+        stop: generate::ends(&tokenizer, None),
         ..GenerateConfig::default()
     };
     let mut prompts = Vec::new();

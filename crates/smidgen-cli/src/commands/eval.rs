@@ -16,7 +16,7 @@ use crate::ui::{Ui, grouped};
 
 pub fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.out);
-    let base = args.window.chat.apply(open_model(&args.model)?);
+    let base = args.window.chat.template.apply(open_model(&args.model)?);
     let mut notes = Vec::new();
     let adapter = open_adapter(&base, args.adapter.as_deref(), &mut notes)?;
     let input = scored_file(&args.data)?;

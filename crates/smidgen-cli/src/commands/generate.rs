@@ -1,11 +1,11 @@
-//! `smidgen generate`, and the answers of `smidgen demo`.
+//! `smidgen generate`, and what all answers are made with.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use smidgen::{Base, Conversation, Evaluator, GenerateConfig, Tokenizer};
+use smidgen::{Base, ChatTemplate, Conversation, Evaluator, GenerateConfig, Tokenizer};
 
 use super::{open_adapter, open_model};
 use crate::args::GenerateArgs;
@@ -51,7 +51,7 @@ pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
             "the prompt has {tokens} tokens and the model was trained for {context}; shorten it"
         ))
     })?;
-    let config = args.sample.config(room, tokenizer.eos().into_iter().collect());
+    let config = args.sample.config(room, ends(&tokenizer, None));
     let rows = ids.len().min(PROMPT_ROWS);
     let positions = ids.len() + config.max_tokens;
     let (threads, budget) = (args.machine.threads(), args.machine.memory.resolve());
@@ -125,6 +125,12 @@ pub fn answer(
     show(&rest);
     text += &rest;
     Ok((text, made))
+}
+
+/// The tokens that end an answer.
+pub fn ends(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {
+    let end_of_turn = template.and_then(|template| template.end_of_turn(tokenizer));
+    tokenizer.eos().into_iter().chain(end_of_turn).collect()
 }
 
 fn prompt_ids(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<Vec<u32>> {

@@ -8,13 +8,11 @@ use smidgen::{Convert, Converted, GgufKind, memory};
 
 use crate::args::threads;
 use crate::error::{Failure, Result};
-use crate::progress::Progress;
+use crate::progress::Writing;
 use crate::report::path_text;
 use crate::stop::Stop;
 use crate::table;
 use crate::ui::{Ui, grouped, megabytes};
-
-const MB: u64 = 1_000_000;
 
 /// Refuses an `--output` that is no file's name, is the file that is read, or is a file of another
 /// kind than the one that would take its place.
@@ -89,17 +87,12 @@ pub fn convert(
     work: impl FnOnce(&mut Convert<'_>) -> smidgen::Result<Converted>,
 ) -> Result<()> {
     let begin = Instant::now();
-    let mut bar = Progress::new("writing MB", 0);
-    let mut told = None;
-    let mut progress = |done: u64, total: u64| {
-        if told.replace(done / MB) != Some(done / MB) {
-            bar.at(done / MB, total / MB, String::new);
-        }
-    };
+    let mut writing = Writing::new();
+    let mut progress = |done, total| writing.at(done, total);
     let threads = threads(asked_threads);
     let convert = &mut Convert { threads, cancel: stop.flag(), progress: &mut progress };
     let converted = work(convert);
-    bar.clear();
+    writing.clear();
     let converted = converted?;
     let seconds = begin.elapsed().as_secs_f64();
     notes.extend(converted.notes.iter().cloned());

@@ -23,7 +23,7 @@ const CURVE_LINES: usize = 16;
 /// Plans as the flags say. `curve` asks for what every budget would give, perhaps as a picture.
 pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.out);
-    let base = args.window.chat.apply(open_model(&args.model)?);
+    let base = args.window.chat.template.apply(open_model(&args.model)?);
     let config = config(args, &base)?;
     say_model(&ui, &base);
     let picture = curve.and_then(Option::as_deref);

@@ -1,10 +1,8 @@
 //! What the model says to a few held-out prompts, before a run and after it.
 
-use smidgen::{
-    Adapter, Base, Budget, Dataset, Evaluator, GenerateConfig, Kind, Sequence, Tokenizer,
-};
+use smidgen::{Adapter, Base, Budget, Dataset, Evaluator, GenerateConfig, Kind, Sequence};
 
-use super::generate::{PROMPT_ROWS, answer};
+use super::generate::{PROMPT_ROWS, answer, ends};
 use crate::error::Result;
 use crate::report::Answer;
 use crate::stop::Stop;
@@ -66,9 +64,11 @@ impl Samples {
     /// The model's answers with `adapter`. None where the budget has no room for keys and values.
     pub fn ask(&self, base: &Base, adapter: Adapter, stop: &Stop) -> Result<Option<Vec<String>>> {
         let tokenizer = base.tokenizer()?;
+        // Data without chats needs none, so a broken one is no failure here.
+        let template = base.chat_template(&tokenizer).ok().flatten();
         let config = GenerateConfig {
             max_tokens: self.tokens,
-            stop: ends(base, &tokenizer),
+            stop: ends(&tokenizer, template.as_ref()),
             ..GenerateConfig::default()
         };
         let longest = self.chosen.iter().map(|s| s.prompt.len()).max().unwrap_or(1);
@@ -108,13 +108,6 @@ impl Samples {
         }
         Ok(answers)
     }
-}
-
-/// The tokens that end an answer.
-fn ends(base: &Base, tokenizer: &Tokenizer) -> Vec<u32> {
-    let template = base.chat_template(tokenizer).ok().flatten();
-    let end_of_turn = template.and_then(|template| template.end_of_turn(tokenizer));
-    tokenizer.eos().into_iter().chain(end_of_turn).collect()
 }
 
 /// Shows answers, a line each.

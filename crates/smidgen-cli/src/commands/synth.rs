@@ -8,12 +8,10 @@ use smidgen::Base;
 use super::say_model;
 use crate::args::SynthArgs;
 use crate::error::{Failure, Result};
-use crate::progress::Progress;
+use crate::progress::Writing;
 use crate::report::path_text;
 use crate::stop::Stop;
 use crate::ui::{Ui, megabytes};
-
-const MB: u64 = 1_000_000;
 
 #[derive(Debug, Serialize)]
 struct SynthReport {
@@ -37,15 +35,10 @@ pub fn run(args: &SynthArgs, stop: &Stop) -> Result<()> {
     }
     let ui = Ui::new(args.output);
     let begin = Instant::now();
-    let mut progress = Progress::new("writing MB", 0);
-    let mut told = None;
-    let mut at = |done: u64, total: u64| {
-        if told.replace(done / MB) != Some(done / MB) {
-            progress.at(done / MB, total / MB, String::new);
-        }
-    };
+    let mut writing = Writing::new();
+    let mut at = |done, total| writing.at(done, total);
     let bytes = args.preset.shape().write(path, args.seed, stop.flag(), &mut at);
-    progress.clear();
+    writing.clear();
     let bytes = bytes.map_err(smidgen::Error::from)?;
     let seconds = begin.elapsed().as_secs_f64();
     say_model(&ui, &Base::open(path)?);

@@ -43,7 +43,8 @@ pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
         return plan::run(args, None, stop);
     }
     let ui = Ui::new(args.out);
-    let trained = train(args.window.chat.apply(open_model(&args.model)?), args, &ui, stop)?;
+    let trained =
+        train(args.window.chat.template.apply(open_model(&args.model)?), args, &ui, stop)?;
     ui.report(&trained.report)?;
     trained.interrupted.map_or(Ok(()), |code| Err(Failure::Interrupted(code)))
 }
@@ -191,7 +192,7 @@ fn samples(
     let plan = plan_ahead(base, longest, config).ok();
     let Some(plan) = plan.filter(|plan| plan.paged != Paged::All) else { return Ok(None) };
     let peak = plan.peak_bytes;
-    if plan_prepare(base, Path::new("text"), MemoryBudget::Bytes(peak)).is_err() {
+    if plan_prepare(base, Path::new("prompts.jsonl"), MemoryBudget::Bytes(peak)).is_err() {
         return Ok(None);
     }
     let budget = Budget::AtMost(peak);
@@ -276,12 +277,12 @@ impl<'a> Watch<'a> {
     /// All steps, and the evaluation at their end; a signal ends both early, which is no error.
     fn run(&mut self, session: &mut Session, folder: &mut RunFolder) -> Result<()> {
         let stop = self.stop;
-        let mut ended = self.evaluate_late(session, folder);
-        if ended.is_ok() {
-            ended = session.run(None, stop.flag(), &mut |session, step| {
+        let mut ended = match self.evaluate_late(session, folder) {
+            Ok(()) => session.run(None, stop.flag(), &mut |session, step| {
                 self.after_step(session, folder, step)
-            });
-        }
+            }),
+            Err(error) => Err(error),
+        };
         if matches!(ended, Ok(Outcome::Finished)) && !self.is_complete(session) {
             self.save(session, folder)?;
             ended = self.evaluate(session, folder).map(|()| Outcome::Finished);
@@ -297,13 +298,13 @@ impl<'a> Watch<'a> {
         &mut self,
         session: &mut Session,
         folder: &mut RunFolder,
-    ) -> smidgen::Result<Outcome> {
+    ) -> smidgen::Result<()> {
         let done = session.steps_done();
         let due = is_due(self.args.watch.steps_per_eval, done);
         if due && done > 0 && !session.is_finished() && self.evaluated != Some(done) {
             self.evaluate(session, folder)?;
         }
-        Ok(Outcome::Paused)
+        Ok(())
     }
 
     /// Whether all steps are done, and the evaluation at their end where there is data for one.

@@ -26,7 +26,7 @@ impl Format {
     /// |---|---|
     /// | F32, F16, BF16 | the nearest number, the even one of two |
     /// | Q8_0 | the scale brings the largest magnitude to 127; the nearest codes, as ggml has it |
-    /// | Q4_0 | scale and codes of least squared error among many; never worse than ggml's |
+    /// | Q4_0 | scale and codes of least weighted squared error among many; plainly never worse than ggml's |
     ///
     /// # Errors
     /// The first block with a number that the format can't stand for.

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, ErrorKind, Read};
+use std::path::Path;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -304,10 +304,9 @@ impl Settings {
     fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let tokenizer = checkpoint.settings("tokenizer_config.json")?.unwrap_or_default();
         let generation = checkpoint.settings("generation_config.json")?.unwrap_or_default();
-        let path: PathBuf = checkpoint.folder().join("chat_template.jinja");
-        let template = match template(&tokenizer) {
-            Some(template) => Some(template.to_owned()),
-            None => std::fs::read_to_string(path).ok(),
+        let template = match template_file(&checkpoint.folder().join("chat_template.jinja"))? {
+            Some(template) => Some(template),
+            None => template(&tokenizer).map(str::to_owned),
         };
         Ok(Self { tokenizer, models: [generation, checkpoint.config().clone()], template })
     }
@@ -351,6 +350,23 @@ impl Settings {
             gguf.str("tokenizer.chat_template", template)?;
         }
         Ok(())
+    }
+}
+
+/// The template in a file of its own, which goes before the one in tokenizer_config.json.
+fn template_file(path: &Path) -> Result<Option<String>> {
+    /// No template comes near this.
+    const LARGEST: u64 = 1 << 20;
+    let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(|error| wrong(format!("could not open it: {error}")))?,
+    };
+    let mut text = String::new();
+    let read = file.take(LARGEST + 1).read_to_string(&mut text);
+    match read.map_err(|error| wrong(format!("could not read it: {error}")))? as u64 {
+        0..=LARGEST => Ok(Some(text)),
+        _ => Err(wrong(format!("more than {LARGEST} bytes are too many for a chat template"))),
     }
 }
 
