@@ -40,6 +40,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk with a model, with or without an adapter
     Chat(ConversationArgs),
+    /// Rebuild the adapter of a MeZO run from the run's history alone
+    Replay(ReplayArgs),
     /// Write an adapter in another program's form
     Export(ExportArgs),
     /// Write a model with an adapter merged into it
@@ -57,6 +59,23 @@ pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// The history: smidgen/mezo.jsonl in the output folder of train --method mezo
+    #[arg(value_name = "FILE")]
+    pub history: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The PEFT adapter that the run started from, if it did
+    #[arg(long, value_name = "DIR", visible_alias = "resume-adapter-file")]
+    pub init_adapter: Option<PathBuf>,
+    /// Write the adapter to this folder, in PEFT's form
+    #[arg(short, long, value_name = "DIR", visible_alias = "adapter-path")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub out: OutputArgs,
 }
 
 /// A model file.
@@ -142,8 +161,9 @@ pub struct ChatArgs {
 pub struct MachineArgs {
     /// The most memory to take: 300MB (MB is 10^6), 1.5GB, 512MiB, bytes, min, unlimited, or auto:
     /// the smaller of 1 GB and half of what is free. It changes the speed, never the result
-    #[arg(long, value_name = "BYTES", default_value = "auto")]
-    pub memory: MemoryBudget,
+    /// [default: auto]
+    #[arg(long = "memory", value_name = "BYTES")]
+    pub asked_memory: Option<MemoryBudget>,
     /// Threads [default: one a core]. They change the speed, never the result
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -345,9 +365,9 @@ pub struct OptimizerArgs {
     /// Steps over which the rate rises from zero
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup: u64,
-    /// The optimiser
-    #[arg(long, value_name = "NAME", value_enum, default_value_t = OptimizerName::Adamw)]
-    pub optimizer: OptimizerName,
+    /// The optimiser [default: adamw; sgd for mezo]
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub optimizer: Option<OptimizerName>,
     /// Weight decay [default: 0.01 for adamw and adamw8bit, 0 for sgd]
     #[arg(long, value_name = "W", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
@@ -357,9 +377,28 @@ pub struct OptimizerArgs {
     /// Decides the start of the adapter, the order of the data and dropout
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// How gradients are computed: exact keeps or recomputes, as the memory allows
-    #[arg(long, value_name = "NAME", value_enum, default_value_t = Method::Exact)]
-    pub method: Method,
+    #[command(flatten)]
+    pub method: MethodArgs,
+}
+
+/// How a step finds its direction.
+#[derive(Args, Debug)]
+pub struct MethodArgs {
+    /// How a step finds its direction
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = MethodName::Exact)]
+    pub method: MethodName,
+    /// lcsb: layers that a step walks back through [default: half]
+    #[arg(long, value_name = "K")]
+    pub layers_per_step: Option<usize>,
+    /// lcsb: which ones
+    #[arg(long, value_name = "ORDER", value_enum)]
+    pub layer_order: Option<LayerOrderName>,
+    /// mezo: how far a perturbation goes [default: 0.001]
+    #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
+    pub zo_eps: Option<f64>,
+    /// mezo: directions a step, whose mean it takes [default: 1]
+    #[arg(long, value_name = "N")]
+    pub zo_samples: Option<usize>,
 }
 
 /// What is looked at and saved on the way.
@@ -609,9 +648,25 @@ impl OptimizerName {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Method {
+pub enum MethodName {
+    /// The gradient of all layers; keeps or recomputes, as the memory allows
     #[value(alias = "mebp")]
     Exact,
+    /// The same with --memory min, which it stands for
+    Mesp,
+    /// The gradient of some layers a step, the others being passed by: not the exact gradient
+    Lcsb,
+    /// Two forward passes and no gradient
+    Mezo,
+}
+
+/// Which layers have their turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayerOrderName {
+    /// Those behind the ones of the step before
+    Cyclic,
+    /// Drawn anew each step
+    Random,
 }
 
 fn preset() -> impl TypedValueParser<Value = Preset> {
@@ -665,9 +720,24 @@ pub fn threads(asked: Option<u32>) -> usize {
 }
 
 impl MachineArgs {
+    /// The budget.
+    pub fn memory(&self) -> MemoryBudget {
+        self.asked_memory.unwrap_or(MemoryBudget::Auto)
+    }
+
     /// Threads to start.
     pub fn threads(&self) -> usize {
         threads(self.threads)
+    }
+}
+
+impl TrainArgs {
+    /// The budget that the method leaves, or that was asked for.
+    pub fn memory(&self) -> MemoryBudget {
+        match self.optimizer.method.method {
+            MethodName::Mesp => MemoryBudget::Min,
+            _ => self.machine.memory(),
+        }
     }
 }
 

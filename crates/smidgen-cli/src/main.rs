@@ -60,6 +60,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Generate(args) => commands::generate::run(args, &stop),
         Command::Export(args) => commands::export::run(args),
         Command::Fuse(args) => commands::fuse::run(args, &stop),
+        Command::Replay(args) => commands::replay::run(args),
         Command::Quantize(args) => commands::quantize::run(args, &stop),
         Command::Chat(args) => commands::chat::run(args, &stop),
         Command::Bench(args) => commands::bench::run(args, &stop),

@@ -120,6 +120,9 @@ pub struct Request {
     pub optimizer_state: Vec<OptimizerState>,
     /// Whether there is a backward walk; without one only what inference needs is laid out.
     pub backward: bool,
+    /// Share of the trained layers that a step walks back through: 1, or less where it passes some
+    /// by. The memory does not depend on it.
+    pub walked_back: f64,
     /// What the peak must not exceed.
     pub budget: Budget,
     /// Whether there may be a scratch file: for values that wait for their backward, and for

@@ -156,6 +156,7 @@ fn request(budget: Budget) -> Request {
         gradients: Gradients::Block,
         optimizer_state: ["mean", "mean square"].map(OptimizerState::f32).into(),
         backward: true,
+        walked_back: 1.0,
         budget,
         spool: false,
         spool_limit: None,

@@ -14,7 +14,7 @@ use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::exec::{Binding, Frame, HeadState};
 use crate::memory::Meter;
-use crate::numbers::Numbers;
+use crate::numbers::{Factors, Numbers};
 use crate::pass::{Pass, SegmentLoss};
 use crate::pool::Pool;
 use crate::profile::{Lap, Phase, Profile, Work};
@@ -234,7 +234,7 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn evaluate(&mut self, pass: &Pass, params: &mut Numbers) -> Result<&[SegmentLoss]> {
+    pub fn evaluate(&mut self, pass: &Pass, params: &mut dyn Factors) -> Result<&[SegmentLoss]> {
         self.hidden(pass, params, None)?;
         self.run_head(pass, false)?;
         self.meter.look();
@@ -278,7 +278,10 @@ impl Engine {
                     return Err(Error::Cancelled);
                 }
                 let walk = next.map_or(Walk::Forward, Walk::Infer);
-                let write = |spool: &Spool, at, value: &mut [f32]| spool.write(at, value);
+                let write = |spool: &Spool, at, value: &mut [f32]| match pass.is_bypassed(layer) {
+                    true => Ok(()),
+                    false => spool.write(at, value),
+                };
                 // The output may take the input's place.
                 self.spool(layer, pass, Waiting::Input, write)?;
                 self.run_layer(layer, walk, pass, params, None)?;
@@ -287,18 +290,23 @@ impl Engine {
         }
         self.run_head(pass, true)?;
         for (i, segment) in plan.segments.iter().enumerate().rev() {
-            if let Some(next) = plan.segments.get(i + 1) {
+            let last = segment.clone().rev().find(|&layer| !pass.is_bypassed(layer));
+            if let Some((next, last)) = plan.segments.get(i + 1).zip(last) {
                 // The gradient on its way down waits where the next segment's input was.
                 let (gradient, len) = (plan.layers[next.start].input, pass.rows() * self.hidden);
                 self.arena.copy_within(..len, gradient);
-                for layer in segment.clone() {
+                for layer in segment.start..=last {
                     self.run_layer(layer, Walk::Forward, pass, params, None)?;
                 }
                 self.arena.copy_within(gradient..gradient + len, 0);
             }
             for layer in segment.clone().rev() {
-                for what in [Waiting::Input, Waiting::Kept] {
-                    self.spool(layer, pass, what, |spool, at, value| spool.read(at, value))?;
+                let waiting: &[_] = match pass.is_bypassed(layer) {
+                    true => &[],
+                    false => &[Waiting::Input, Waiting::Kept],
+                };
+                for what in waiting {
+                    self.spool(layer, pass, *what, |spool, at, value| spool.read(at, value))?;
                 }
                 self.backward(layer, pass, params, on_block)?;
             }
@@ -307,7 +315,8 @@ impl Engine {
         Ok(&self.head.losses)
     }
 
-    /// One layer's backward, and its update where gradients are held a block at a time.
+    /// One layer's backward, and its update where gradients are held a block at a time. That of a
+    /// bypassed layer leaves the gradient on its way down, and the factors' gradients at zero.
     fn backward(
         &mut self,
         layer: usize,
@@ -322,7 +331,9 @@ impl Engine {
         if by_block {
             self.gradients[..len].fill(0.0);
         }
-        self.run_layer(layer, Walk::Backward, pass, params, None)?;
+        if !pass.is_bypassed(layer) {
+            self.run_layer(layer, Walk::Backward, pass, params, None)?;
+        }
         if by_block {
             let mut lap = Lap::begin();
             let gradients = &mut self.gradients[..len];
@@ -341,7 +352,7 @@ impl Engine {
     pub fn logits(
         &mut self,
         pass: &Pass,
-        params: &mut Numbers,
+        params: &mut dyn Factors,
         cache: Option<&mut KvCache>,
         first_row: usize,
         visit: &mut dyn FnMut(usize, MatRef<'_>),
@@ -357,7 +368,7 @@ impl Engine {
     fn hidden(
         &mut self,
         pass: &Pass,
-        params: &mut Numbers,
+        params: &mut dyn Factors,
         mut cache: Option<&mut KvCache>,
     ) -> Result<()> {
         self.check(pass)?;
@@ -415,7 +426,7 @@ impl Engine {
         layer: usize,
         walk: Walk,
         pass: &Pass,
-        params: &mut Numbers,
+        params: &mut dyn Factors,
         cache: Option<&mut KvCache>,
     ) -> Result<()> {
         self.bring_weights(layer, walk)?;

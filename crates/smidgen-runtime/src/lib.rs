@@ -26,7 +26,7 @@ mod weights;
 pub use cache::KvCache;
 pub use engine::{Engine, OnBlock, Settings, fixed_rows, sealed};
 pub use error::{Error, Result};
-pub use numbers::Numbers;
+pub use numbers::{Factors, Numbers};
 pub use pass::{Dropout, Pass, Segment, SegmentLoss};
 pub use pool::Pool;
 pub use rates::measure_rates;

@@ -7,6 +7,21 @@ use crate::engine::sealed;
 use crate::error::Result;
 use crate::spool::{Spool, SpoolFormat};
 
+/// Where a walk reads the factors of a block.
+pub trait Factors {
+    /// Those of one block, given by their place among all. They are read until the next call.
+    ///
+    /// # Errors
+    /// [`crate::Error::Spool`] if a scratch file can't be read or written.
+    fn piece(&mut self, range: Range<usize>) -> Result<&[f32]>;
+}
+
+impl Factors for Numbers {
+    fn piece(&mut self, range: Range<usize>) -> Result<&[f32]> {
+        self.piece(range)
+    }
+}
+
 /// Numbers that lie in memory, or in a scratch file with one piece at a time in memory.
 #[derive(Debug)]
 pub struct Numbers(Place);

@@ -35,6 +35,10 @@ pub struct Pass {
     pub weight: f32,
     /// Masks; none where nothing is dropped.
     pub dropout: Option<Dropout>,
+    /// Whether the backward passes a layer by: the gradient of its output is taken for that of its
+    /// input, its factors get none, and none of its weights is read. Layers beyond the list are
+    /// walked through.
+    pub bypassed: Vec<bool>,
 }
 
 impl Pass {
@@ -43,7 +47,12 @@ impl Pass {
         self.ids.len()
     }
 
-    /// Empties the pass, keeping its memory.
+    /// Whether the backward passes `layer` by.
+    pub fn is_bypassed(&self, layer: usize) -> bool {
+        self.bypassed.get(layer).copied().unwrap_or(false)
+    }
+
+    /// Takes the rows out, keeping their memory.
     pub fn clear(&mut self) {
         self.ids.clear();
         self.targets.clear();

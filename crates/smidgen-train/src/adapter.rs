@@ -211,6 +211,12 @@ impl AdapterShape {
         sizes.max().unwrap_or(0)
     }
 
+    /// Numbers in the factors of the largest layer.
+    pub(crate) fn largest_layer(&self) -> usize {
+        let of_a_layer = |s: &[Slot]| s.iter().map(|slot| slot.range.len()).sum();
+        self.slots.chunk_by(|a, b| a.layer == b.layer).map(of_a_layer).max().unwrap_or(0)
+    }
+
     /// Whether there is nothing to train.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()

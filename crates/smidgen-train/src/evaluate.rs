@@ -127,6 +127,7 @@ impl<'a> Evaluator<'a> {
             gradients: Gradients::Block,
             optimizer_state: vec![],
             backward: false,
+            walked_back: 1.0,
             budget,
             spool: false,
             spool_limit: None,

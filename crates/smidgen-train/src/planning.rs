@@ -13,7 +13,7 @@ use smidgen_text::Sequence;
 use crate::adapter::{AdapterNote, AdapterShape, AdapterStart};
 use crate::base::Base;
 use crate::error::Result;
-use crate::session::TrainConfig;
+use crate::session::{TrainConfig, check_method};
 
 /// What of a dataset decides the memory of a run.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +79,7 @@ fn ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Request> {
     config.check()?;
     let process = process_row();
     let start = adapter_start(base, config)?.0;
+    check_method(base, config, start.shape())?;
     let size = DataSize { sequences: config.sequences(), longest };
     let settings = settings(base, config, longest);
     Ok(request(base, start.shape(), config, size, 0, &settings, process))
@@ -138,6 +139,19 @@ pub(crate) fn request(
         "one B in the checkpoint's order of rows; the adapter's list of tensors",
     ));
     fixed.push(process);
+    let backward = config.method.has_backward();
+    let layers = base.info.layers - adapter.first_layer();
+    if !backward {
+        let largest = adapter.largest_layer();
+        let why = "those of the block at work, as a direction moves them";
+        fixed.push(Row::new(
+            "perturbed factors",
+            format!("{largest}"),
+            4 * largest as u64,
+            "whole run",
+            why,
+        ));
+    }
     // One pass a step without clipping: each block can be updated as soon as it is done.
     let gradients = match (held, config.clip) {
         (1, None) => Gradients::Block,
@@ -153,12 +167,13 @@ pub(crate) fn request(
         first_trained: adapter.first_layer(),
         gradients,
         optimizer_state: config.optimizer.state(),
-        backward: true,
+        backward,
+        walked_back: config.method.walked_back(layers),
         budget,
         spool: config.spool.is_some(),
         spool_limit: config.spool_limit,
         spool_number: config.spool_format.bytes(),
-        passes: held.div_ceil((tokens / data.longest.max(1)).max(1)),
+        passes: config.method.passes() * held.div_ceil((tokens / data.longest.max(1)).max(1)),
         rates: config.rates,
         fixed,
         weights: base.weights.pages(),

@@ -1,5 +1,5 @@
 //! What a run leaves beside its adapter, in `DIR/smidgen`: `metrics.jsonl`, `run.state`,
-//! `report.html` and token files.
+//! `mezo.jsonl`, `report.html` and token files.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +10,8 @@ use smidgen_weights::NewFile;
 
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
-use crate::session::StepReport;
+use crate::replay;
+use crate::session::{Session, StepReport};
 
 /// What the run leaves beside its adapter goes here, in the run's folder.
 const OWN: &str = "smidgen";
@@ -21,6 +22,8 @@ pub struct RunFolder {
     folder: PathBuf,
     /// None before the first line.
     metrics: Option<File>,
+    /// The history of a MeZO run, likewise.
+    mezo: Option<File>,
     /// The own folder; its lock goes with the process, however that ends.
     _lock: File,
 }
@@ -95,7 +98,7 @@ impl RunFolder {
             return Err(Error::Locked { path: folder.to_owned() });
         }
         remove_half_written(&own);
-        Ok(Self { folder: folder.to_owned(), metrics: None, _lock: lock })
+        Ok(Self { folder: folder.to_owned(), metrics: None, mezo: None, _lock: lock })
     }
 
     /// Where the run's state is saved.
@@ -110,6 +113,14 @@ impl RunFolder {
     /// # Errors
     /// The file can't be read or written.
     pub fn resume(&mut self, done: u64, steps: u64) -> Result<Option<u64>> {
+        let append = |path: &Path| {
+            let file = OpenOptions::new().append(true).open(path);
+            file.map_err(Error::io("write", path))
+        };
+        let mezo = self.mezo();
+        if replay::cut_after(&mezo, done)? {
+            self.mezo = Some(append(&mezo)?);
+        }
         let path = self.metrics_path();
         let Ok(file) = File::open(&path) else { return Ok(None) };
         let (kept, mut at, mut evaluated) = (NewFile::create(&path)?, 0, None);
@@ -127,8 +138,7 @@ impl RunFolder {
             at += line.len() as u64;
         }
         kept.commit()?;
-        let metrics = OpenOptions::new().append(true).open(&path);
-        self.metrics = Some(metrics.map_err(Error::io("write", &path))?);
+        self.metrics = Some(append(&path)?);
         Ok(evaluated)
     }
 
@@ -157,11 +167,22 @@ impl RunFolder {
         self.own().join("tensorboard")
     }
 
-    /// Appends a step.
+    /// Where the history of a MeZO run goes, from which [`replay`](crate::replay()) rebuilds its
+    /// adapter.
+    pub fn mezo(&self) -> PathBuf {
+        self.own().join("mezo.jsonl")
+    }
+
+    /// Appends the last step of `session`, which it reported as `r`.
     ///
     /// # Errors
-    /// The file can't be written.
-    pub fn step(&mut self, r: &StepReport) -> Result<()> {
+    /// A file can't be written.
+    pub fn step(&mut self, session: &Session, r: &StepReport) -> Result<()> {
+        if let Some((beginning, descent, projections)) = session.mezo_step(r.learning_rate) {
+            let path = self.mezo();
+            let step = (r.step, descent);
+            replay::write_step(&path, &mut self.mezo, beginning, step, projections)?;
+        }
         self.line(&Line::Step {
             step: r.step,
             loss: r.loss,
@@ -171,6 +192,18 @@ impl RunFolder {
             seconds: r.seconds,
             memory_bytes: r.memory_bytes,
         })
+    }
+
+    /// Brings the history of a MeZO run to the disk: what [`Session::save_state`] writes next counts
+    /// on it.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn sync(&self) -> Result<()> {
+        let path = self.mezo();
+        self.mezo
+            .as_ref()
+            .map_or(Ok(()), |file| file.sync_data().map_err(Error::io("write", &path)))
     }
 
     /// Appends an evaluation after `step` steps.

@@ -8,18 +8,21 @@ use std::time::{Duration, Instant};
 use smidgen_graph::plan::{CurvePoint, Paged, Plan, Request, curve};
 use smidgen_graph::{Budget, OptimizerState, Rates};
 use smidgen_runtime::memory::{self, Meter, RunPhase};
-use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
+use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat, sealed};
 use smidgen_text::{Dataset, Fingerprint, Order, Sequence};
 
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
+use crate::method::Method;
+use crate::mezo::{Descent, Projection};
 use crate::optimizer::{Optimizer, OptimizerConfig};
 use crate::planning::{DataSize, adapter_start, plan_or_remedies, process_row, request, settings};
+use crate::replay::Beginning;
 use crate::schedule::{Schedule, Shape};
 use crate::state::{Record, RunSettings, RunState, StateWriter};
-use crate::step::{StepSettings, step};
+use crate::step::{StepLoss, StepSettings, step};
 
 /// How long a run goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,8 @@ impl MemoryBudget {
 /// All settings of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
+    /// How steps find their direction.
+    pub method: Method,
     /// What kind of adapter.
     pub lora: LoraConfig,
     /// Starts from this PEFT folder; its rank, alpha and targets replace those of `lora`.
@@ -105,6 +110,7 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
+            method: Method::Exact,
             lora: LoraConfig::default(),
             init_adapter: None,
             length: Length::Epochs(1),
@@ -189,6 +195,7 @@ impl Planned {
         let process = process_row();
         check_vocabulary(&base, &data)?;
         let (start, notes) = adapter_start(&base, &config)?;
+        check_method(&base, &config, start.shape())?;
         let size = DataSize { sequences: data.len(), longest: data.max_len() };
         let settings = settings(&base, &config, size.tokens(longest_evaluation));
         let request =
@@ -248,6 +255,7 @@ impl Planned {
         set("--max-seq-length", window.max_seq_length.to_string());
         set("--chunks", or_none(window.chunks.map(|n| n.to_string())));
         set("--bos", window.bos.to_string());
+        set("--method", config.method.to_string());
         set("the number of sequences a step", config.sequences().to_string());
         set("--no-shuffle", (!config.shuffle).to_string());
         set("--seed", config.seed.to_string());
@@ -324,6 +332,15 @@ impl Planned {
             state.load(adapter.values(), &runs, optimizer.states(), &pieces)?;
             record.done = state.steps_done();
         }
+        let mezo = match self.config.method {
+            Method::Mezo(_) => {
+                let folder = self.config.init_adapter.as_deref();
+                let seed = self.config.seed;
+                let beginning = Beginning::new(&self.base, adapter.shape(), folder, seed)?;
+                Some(MezoRun { beginning, copy: sealed(window)?, projections: Vec::new() })
+            }
+            Method::Exact | Method::Lcsb(_) => None,
+        };
         let order = match self.config.shuffle {
             true => Order::Shuffled { seed: self.config.seed },
             false => Order::File,
@@ -341,6 +358,7 @@ impl Planned {
             epoch: Vec::new(),
             sequences: Vec::new(),
             pass: Pass::default(),
+            mezo,
             record,
         };
         session.engine()?;
@@ -408,8 +426,20 @@ pub struct Session {
     epoch: Vec<u32>,
     sequences: Vec<Sequence>,
     pass: Pass,
+    /// None for other methods.
+    mezo: Option<MezoRun>,
     /// What is saved beside the numbers; the steps done among it.
     record: Record,
+}
+
+/// What a MeZO run has beside the adapter.
+#[derive(Debug)]
+struct MezoRun {
+    beginning: Beginning,
+    /// The perturbed factors of a block.
+    copy: Vec<f32>,
+    /// Those of the last step.
+    projections: Vec<Projection>,
 }
 
 impl Session {
@@ -440,16 +470,7 @@ impl Session {
         let learning_rate = self.schedule().rate(self.record.done);
         self.read_sequences()?;
         self.engine()?;
-        let engine = self.engine.as_mut().expect("just made");
-        let settings = StepSettings {
-            number: self.record.done + 1,
-            rate: learning_rate,
-            clip: self.config.clip,
-            seed: self.config.seed,
-        };
-        let (adapter, optimizer) = (&mut self.adapter, &mut self.optimizer);
-        let (sequences, pass) = (&self.sequences, &mut self.pass);
-        let out = step(engine, adapter, optimizer, sequences, &settings, pass, cancel)?;
+        let out = self.run_method(learning_rate, cancel)?;
         let memory_bytes = self.meter().look();
         self.record.done += 1;
         Ok(StepReport {
@@ -462,6 +483,41 @@ impl Session {
             seconds: begin.elapsed().as_secs_f64(),
             memory_bytes,
         })
+    }
+
+    /// Changes the adapter by the step's sequences, as the method says.
+    fn run_method(&mut self, rate: f64, cancel: &AtomicBool) -> Result<StepLoss> {
+        let engine = self.engine.as_mut().expect("it was made before");
+        let (number, seed) = (self.record.done + 1, self.config.seed);
+        let (adapter, sequences, pass) = (&mut self.adapter, &self.sequences, &mut self.pass);
+        match (self.config.method, &mut self.mezo) {
+            (Method::Mezo(mezo), Some(MezoRun { copy, projections, .. })) => {
+                let weight_decay = self.config.optimizer.weight_decay();
+                let descent = Descent { rate, weight_decay };
+                let (factors, key) = (&mut adapter.values, (seed, number));
+                mezo.step(engine, factors, descent, key, sequences, pass, copy, projections, cancel)
+            }
+            (method, _) => {
+                if let Method::Lcsb(lcsb) = method {
+                    let trained = adapter.shape().first_layer()..self.base.info.layers;
+                    lcsb.choose(trained, number, seed, &mut pass.bypassed);
+                }
+                let settings = StepSettings { number, rate, clip: self.config.clip, seed };
+                step(engine, adapter, &mut self.optimizer, sequences, &settings, pass, cancel)
+            }
+        }
+    }
+
+    /// What the last step of a MeZO run found, at the rate that it had.
+    pub(crate) fn mezo_step(&self, rate: f64) -> Option<(&Beginning, Descent, &[Projection])> {
+        let weight_decay = self.config.optimizer.weight_decay();
+        let descent = Descent { rate, weight_decay };
+        self.mezo.as_ref().map(|mezo| (&mezo.beginning, descent, mezo.projections.as_slice()))
+    }
+
+    /// What the last step found along its directions, with [`Method::Mezo`].
+    pub fn projections(&self) -> &[Projection] {
+        self.mezo.as_ref().map_or(&[], |mezo| &mezo.projections)
     }
 
     /// Runs steps until all are done, `after_step` asks for a pause or `slice` has passed; a step
@@ -619,6 +675,12 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Refuses what can't go with the run's method.
+pub(crate) fn check_method(base: &Base, config: &TrainConfig, shape: &AdapterShape) -> Result<()> {
+    let layers = base.info.layers - shape.first_layer();
+    config.method.check(layers, &config.optimizer, shape.config().dropout, config.clip)
 }
 
 fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {

@@ -169,6 +169,7 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         gradients: Gradients::Whole,
         optimizer_state: vec![],
         backward: true,
+        walked_back: 1.0,
         budget: Budget::Least,
         spool: false,
         spool_limit: None,

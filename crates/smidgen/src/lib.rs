@@ -111,8 +111,9 @@ pub use smidgen_train::{
 
 // A run.
 pub use smidgen_train::{
-    Flow, History, Length, OptimizerConfig, Outcome, Planned, RunFolder, RunState, Session, Shape,
-    StateFormat, StepGroup, StepReport, TrainConfig,
+    Flow, History, LayerOrder, Lcsb, Length, Method, Mezo, OptimizerConfig, Outcome, Planned,
+    Projection, RunFolder, RunState, Session, Shape, StateFormat, StepGroup, StepReport,
+    TrainConfig, replay,
 };
 
 // Its memory.

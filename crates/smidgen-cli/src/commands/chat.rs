@@ -67,7 +67,7 @@ fn evaluator<'a>(
 ) -> Result<(Evaluator<'a>, usize)> {
     let most = base.info().context_length;
     let mut context = args.context.map_or(CONTEXT, |n| n as usize).min(most);
-    let (threads, budget) = (args.machine.threads(), args.machine.memory.resolve());
+    let (threads, budget) = (args.machine.threads(), args.machine.memory().resolve());
     loop {
         let rows = context.min(PROMPT_ROWS);
         match Evaluator::to_generate(base, adapter, rows, context, threads, budget) {

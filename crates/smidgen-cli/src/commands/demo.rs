@@ -76,7 +76,7 @@ fn write_files(folder: &Path, args: &DemoArgs) -> Result<TrainArgs> {
     let Command::Train(mut train) = cli.command else { unreachable!("the demo trains") };
     train.model.model = model;
     (train.data, train.output) = (Some(data), Some(out));
-    train.machine.memory = args.machine.memory;
+    train.machine.asked_memory = args.machine.asked_memory;
     train.machine.threads = args.machine.threads;
     Ok(train)
 }

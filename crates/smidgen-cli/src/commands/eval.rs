@@ -22,7 +22,7 @@ pub fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     let input = scored_file(&args.data)?;
     let scratch = temporary_folder()?;
     let tokens = scratch.path().join("eval.tokens");
-    let options = args.window.options(args.machine.memory);
+    let options = args.window.options(args.machine.memory());
     let opened = open(&base, &input, &options, &tokens, stop)?;
     let data = opened.dataset;
     say_model(&ui, &base);
@@ -30,7 +30,7 @@ pub fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     say_notes(&ui, &notes);
     notes.extend(chunks_note(&options, &data));
 
-    let (rows, budget) = (data.max_len(), args.machine.memory.resolve());
+    let (rows, budget) = (data.max_len(), args.machine.memory().resolve());
     let mut evaluator = Evaluator::new(&base, adapter, rows, rows, args.machine.threads(), budget)?;
     let mut report = Report::new(&base, evaluator.plan());
     report.notes = notes;

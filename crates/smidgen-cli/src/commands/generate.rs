@@ -54,7 +54,7 @@ pub fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     let config = args.sample.config(room, ends(&tokenizer, None));
     let rows = ids.len().min(PROMPT_ROWS);
     let positions = ids.len() + config.max_tokens;
-    let (threads, budget) = (args.machine.threads(), args.machine.memory.resolve());
+    let (threads, budget) = (args.machine.threads(), args.machine.memory().resolve());
     let mut evaluator = Evaluator::to_generate(&base, adapter, rows, positions, threads, budget)?;
     let begin = Instant::now();
     let text = |text: &str| {

@@ -11,6 +11,7 @@ pub mod generate;
 mod out_file;
 pub mod plan;
 pub mod quantize;
+pub mod replay;
 mod run_data;
 mod samples;
 mod settings;

@@ -48,12 +48,11 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
     };
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, path)?;
-    files.check_ahead(&base, args.machine.memory)?;
+    files.check_ahead(&base, args.memory())?;
     let config = with_rates(args, config)?;
     let scratch = temporary_folder()?;
     let tokens = |split: &str| scratch.path().join(format!("{split}.tokens"));
-    let data =
-        RunData::open(&base, &files, &args.window.options(args.machine.memory), tokens, stop)?;
+    let data = RunData::open(&base, &files, &args.window.options(args.memory()), tokens, stop)?;
     say_data(&ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
     let planned = Planned::new(base, data.train, longest, config)?;

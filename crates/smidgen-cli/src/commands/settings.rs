@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use smidgen::{
-    AdapterStart, Base, Error, Length, LoraConfig, OptimizerConfig, Rates, Shape, SpoolFormat,
-    TargetModules, TrainConfig, fits_ahead, plan_ahead,
+    AdapterStart, Base, Error, LayerOrder, Lcsb, Length, LoraConfig, Method, Mezo, OptimizerConfig,
+    Rates, Shape, SpoolFormat, TargetModules, TrainConfig, fits_ahead, plan_ahead,
 };
 
-use crate::args::{LoraArgs, OptimizerName, Schedule, SpoolType, TrainArgs};
+use crate::args::{
+    LayerOrderName, LoraArgs, MethodArgs, MethodName, OptimizerName, Schedule, SpoolType, TrainArgs,
+};
 use crate::error::{Failure, Result};
 use crate::rates;
 
@@ -17,8 +20,17 @@ const SHORTEST: usize = 2;
 /// The flags as the library takes them, with the reference machine's rates.
 pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
     let optimizer = &args.optimizer;
+    let lora = lora(&args.lora, base)?;
+    let layers = lora.num_layers.unwrap_or(base.info().layers);
+    let method = method(args, layers)?;
+    let usual = match method {
+        Method::Mezo(_) => OptimizerName::Sgd,
+        Method::Exact | Method::Lcsb(_) => OptimizerName::Adamw,
+    };
+    let name = optimizer.optimizer.unwrap_or(usual);
     Ok(TrainConfig {
-        lora: lora(&args.lora, base)?,
+        method,
+        lora,
         init_adapter: args.lora.init_adapter.clone(),
         length: match args.length.iters {
             Some(iters) => Length::Iters(iters),
@@ -26,7 +38,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         },
         batch_size: args.length.batch_size,
         grad_accumulation_steps: args.length.grad_accumulation_steps,
-        optimizer: optimizer_config(optimizer.optimizer, optimizer.weight_decay),
+        optimizer: optimizer_config(name, optimizer.weight_decay),
         learning_rate: optimizer.learning_rate,
         schedule: match optimizer.lr_schedule {
             Schedule::Constant => Shape::Constant,
@@ -37,7 +49,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         clip: optimizer.max_grad_norm,
         shuffle: !args.no_shuffle,
         seed: optimizer.seed,
-        memory: args.machine.memory,
+        memory: args.memory(),
         threads: args.machine.threads(),
         spool: spool(args)?,
         spool_limit: args.spool_limit.map(|limit| limit.0),
@@ -46,6 +58,51 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
             SpoolType::Bf16 => SpoolFormat::Bf16,
         },
         rates: Rates::REFERENCE,
+    })
+}
+
+/// How steps find their direction, in a model of which `layers` are trained.
+fn method(args: &TrainArgs, layers: usize) -> Result<Method> {
+    let MethodArgs { method, layers_per_step, layer_order, zo_eps, zo_samples } =
+        &args.optimizer.method;
+    let flags = [
+        ("--layers-per-step", layers_per_step.is_some(), MethodName::Lcsb),
+        ("--layer-order", layer_order.is_some(), MethodName::Lcsb),
+        ("--zo-eps", zo_eps.is_some(), MethodName::Mezo),
+        ("--zo-samples", zo_samples.is_some(), MethodName::Mezo),
+    ];
+    for (flag, is_given, of) in flags {
+        if is_given && of != *method {
+            let of = of.to_possible_value().expect("no name is hidden");
+            let name = of.get_name();
+            return Err(Failure::usage(format!(
+                "{flag} belongs to --method {name}; leave it out, or take that method"
+            )));
+        }
+    }
+    Ok(match method {
+        MethodName::Exact => Method::Exact,
+        MethodName::Mesp if args.machine.asked_memory.is_some() => {
+            return Err(Failure::usage(
+                "--method mesp stands for --method exact --memory min; leave --memory out, or take \
+                 --method exact",
+            ));
+        }
+        MethodName::Mesp => Method::Exact,
+        MethodName::Lcsb => Method::Lcsb(Lcsb {
+            layers_per_step: layers_per_step.unwrap_or(layers.div_ceil(2)),
+            order: match layer_order.unwrap_or(LayerOrderName::Cyclic) {
+                LayerOrderName::Cyclic => LayerOrder::Cyclic,
+                LayerOrderName::Random => LayerOrder::Random,
+            },
+        }),
+        MethodName::Mezo => {
+            let usual = Mezo::default();
+            Method::Mezo(Mezo {
+                eps: zo_eps.unwrap_or(usual.eps),
+                samples: zo_samples.unwrap_or(usual.samples),
+            })
+        }
     })
 }
 
@@ -80,7 +137,7 @@ pub fn optimizer_config(name: OptimizerName, weight_decay: Option<f64>) -> Optim
 
 /// Tokens of the longest sequence that the flags allow.
 pub fn longest(args: &TrainArgs) -> usize {
-    let window = args.window.options(args.machine.memory).window;
+    let window = args.window.options(args.memory()).window;
     window.max_seq_length + usize::from(window.bos)
 }
 

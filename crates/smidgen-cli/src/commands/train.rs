@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smidgen::{
-    Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Outcome, Paged,
+    Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Method, Outcome, Paged,
     Planned, RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf, plan_ahead,
     plan_prepare,
 };
@@ -14,7 +14,7 @@ use super::run_data::{RunData, RunFiles};
 use super::samples::{self, Samples};
 use super::settings::{check_ahead, config, with_rates};
 use super::{open_model, plan, say_model, say_notes};
-use crate::args::TrainArgs;
+use crate::args::{MethodName, TrainArgs};
 use crate::created::Created;
 use crate::error::{Failure, Result};
 use crate::memory_trace;
@@ -58,13 +58,14 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let config = config(args, &base)?;
     check_ahead(args, &base, &config)?;
     let files = RunFiles::find(args, data)?;
-    files.check_ahead(&base, args.machine.memory)?;
+    files.check_ahead(&base, args.memory())?;
     let config = with_rates(args, config)?;
+    let method = config.method;
     let own = out.join("smidgen");
     let created = Created::watch(&own, ["train.tokens", "valid.tokens"].map(|f| own.join(f)));
     let mut folder = RunFolder::create(out)?;
     let state = saved_state(args, &folder)?;
-    let options = args.window.options(args.machine.memory);
+    let options = args.window.options(args.memory());
     let data = RunData::open(&base, &files, &options, |split| folder.tokens(split), stop)?;
     say_model(ui, &base);
     say_data(ui, &files.train, &data.train);
@@ -87,6 +88,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         report.notes.push(what);
     }
     say_adapter(ui, planned.adapter());
+    say_method(ui, args, &method);
     let mut evaluated = None;
     if let Some(state) = state {
         let (done, steps) = (state.steps_done(), planned.steps());
@@ -319,7 +321,7 @@ impl<'a> Watch<'a> {
         folder: &mut RunFolder,
         step: &StepReport,
     ) -> smidgen::Result<smidgen::Flow> {
-        folder.step(step)?;
+        folder.step(session, step)?;
         self.losses.push(step.loss);
         self.seconds.push(step.seconds);
         self.tokens += step.tokens as u64;
@@ -356,6 +358,7 @@ impl<'a> Watch<'a> {
         }
         // An adapter that is not finite is refused, and leaves the last good state.
         session.save(folder.path())?;
+        folder.sync()?;
         session.save_state(&folder.state())?;
         self.saved = Instant::now();
         self.saved_step = Some(session.steps_done());
@@ -418,6 +421,15 @@ pub fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
     let LoraConfig { rank, alpha, .. } = adapter.config();
     let numbers = grouped(adapter.len() as u64);
     ui.say(&format!("adapter   rank {rank}, alpha {alpha}, {numbers} numbers to train"));
+}
+
+/// Tells of a method that is not the exact gradient's, and what mesp stands for.
+fn say_method(ui: &Ui, args: &TrainArgs, method: &Method) {
+    match (args.optimizer.method.method, method) {
+        (MethodName::Mesp, _) => ui.say("method    mesp: --method exact --memory min"),
+        (_, Method::Exact) => {}
+        (_, method) => ui.say(&format!("method    {method}")),
+    }
 }
 
 /// Whether what is done every so many steps is done after `step`.

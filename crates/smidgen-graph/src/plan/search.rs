@@ -316,7 +316,7 @@ impl<'a> Search<'a> {
             let before = self.measured(&shape, layer, depth);
             let after = self.measured(&shape, layer, depth + 1);
             sums.count(class, depth, depth + 1);
-            sums.layers += after.seconds() - before.seconds();
+            sums.layers += self.seconds(after) - self.seconds(before);
             let kept = match layer {
                 first if first == first_own => &mut sums.first_own,
                 _ => &mut sums.own,
@@ -335,7 +335,7 @@ impl<'a> Search<'a> {
         for (layer, &depth) in depths.iter().enumerate() {
             let measure = self.measured(shape, layer, depth);
             *sums.counts.entry((self.class_of[layer], depth)).or_default() += 1;
-            sums.layers += measure.seconds();
+            sums.layers += self.seconds(measure);
             if !trained.contains(&layer) {
                 continue;
             }
@@ -358,7 +358,7 @@ impl<'a> Search<'a> {
         let arena = self.arena_len(shape, sums);
         let step = self.step_seconds(shape, sums);
         let lists = self.lists(shape, sums);
-        let may_page = self.request.spool && self.request.backward;
+        let may_page = self.request.spool;
         let states = !self.request.optimizer_state.is_empty();
         for paged in [Paged::Nothing, Paged::State, Paged::All] {
             if paged != Paged::Nothing && !may_page || paged == Paged::State && !states {
@@ -378,6 +378,14 @@ impl<'a> Search<'a> {
                 let shape = Shape { paged, weights_stay, ..*shape };
                 f(&shape, &Estimate { peak, seconds, traffic });
             }
+        }
+    }
+
+    /// Seconds of a layer, forward and, as often as it is walked back through, backward.
+    fn seconds(&self, layer: &Measure) -> f64 {
+        match layer.backward {
+            0.0 => layer.infer,
+            backward => layer.forward + self.request.walked_back * backward,
         }
     }
 
@@ -432,10 +440,12 @@ impl<'a> Search<'a> {
     /// Bytes to and from the scratch files in a step.
     fn traffic(&self, sums: &Sums, paged: Paged) -> Traffic {
         let passes = self.request.passes as u64;
-        let spooled = passes * (sums.spooled * self.request.spool_number) as u64;
+        let spooled = (sums.spooled * self.request.spool_number) as f64;
+        let spooled = passes * (self.request.walked_back * spooled) as u64;
         let [params, states] = [self.params[0], self.state_words[0]].map(|words| 4 * words as u64);
-        // Factors are read by forward and backward and, where gradients are whole, once more.
-        let reads = 2 * passes + u64::from(self.request.gradients == Gradients::Whole);
+        // Factors are read by each walk and, where no backward updates them, once more.
+        let in_walk = self.request.backward && self.request.gradients == Gradients::Block;
+        let reads = (1 + u64::from(self.request.backward)) * passes + u64::from(!in_walk);
         let [factors, state] = match paged {
             Paged::Nothing => [0, 0],
             Paged::State => [0, states],
@@ -450,6 +460,7 @@ impl<'a> Search<'a> {
         let segments = if shape.segments > 1 { self.segments(shape.segments) } else { vec![] };
         let again = segments.iter().rev().skip(1).flat_map(|s| s.clone());
         let again: f64 = again.map(|layer| self.measured(shape, layer, 0).infer).sum();
+        let again = self.request.walked_back * again;
         let params = if self.request.backward { self.params[0] } else { 0 };
         let states = self.request.optimizer_state.len().max(1) as f64 / 2.0;
         let pass = self.ends(shape.tile).seconds(self.request) + sums.layers + again;
@@ -458,10 +469,10 @@ impl<'a> Search<'a> {
 
     /// Seconds of bringing weights into memory and dropping them.
     fn weights_seconds(&self, shape: &Shape) -> f64 {
-        let Request { rates, passes, weights, backward, .. } = self.request;
+        let Request { rates, passes, weights, backward, walked_back, .. } = self.request;
         let layers = weights.all.saturating_sub(weights.head) as f64;
         let again = 1.0 - 1.0 / shape.segments as f64;
-        let walks = if *backward { 2.0 + again } else { 1.0 };
+        let walks = if *backward { 1.0 + walked_back * (1.0 + again) } else { 1.0 };
         let head = self.ends(shape.tile).rows.bands() as f64 * weights.head as f64;
         *passes as f64 * (walks * layers + head) / rates.weights
     }
@@ -501,14 +512,4 @@ impl Shape {
         paged: Paged::Nothing,
         weights_stay: false,
     };
-}
-
-impl Measure {
-    /// Seconds of a layer, forward and backward.
-    fn seconds(&self) -> f64 {
-        match self.backward {
-            0.0 => self.infer,
-            backward => self.forward + backward,
-        }
-    }
 }

@@ -167,6 +167,7 @@ impl Run {
             gradients: self.gradients,
             optimizer_state: self.optimizer.state(),
             backward: true,
+            walked_back: 1.0,
             budget: self.budget,
             spool: self.spool.is_some(),
             spool_limit: None,

@@ -1,0 +1,160 @@
+//! Methods: how a step finds the direction in which it changes the adapter.
+
+use std::fmt;
+use std::ops::Range;
+
+use smidgen_text::Order;
+
+use crate::error::{Error, Result};
+use crate::mezo::Mezo;
+use crate::optimizer::OptimizerConfig;
+
+/// How a step finds its direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Method {
+    /// By the gradient of all trained layers: MeBP (arXiv 2510.03425) and MeSP (arXiv 2602.13069),
+    /// which differ only in what they keep in memory.
+    #[default]
+    Exact,
+    /// By the gradient of some layers a step. It is not the exact gradient.
+    Lcsb(Lcsb),
+    /// By two forward passes and no gradient.
+    Mezo(Mezo),
+}
+
+/// Layer-cyclic selective backpropagation, LCSB (arXiv 2602.13073): a step walks back through some
+/// of the layers; for the backward, the others are the identity, out = h + detach(F(h) - h). Their
+/// weights are not read for it, their factors get a zero gradient, and an optimiser with momentum
+/// goes on moving them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lcsb {
+    /// Layers that a step walks back through, K.
+    pub layers_per_step: usize,
+    /// Which ones.
+    pub order: LayerOrder,
+}
+
+/// Which layers have their turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LayerOrder {
+    /// The K layers behind those of the step before; the first behind the last.
+    #[default]
+    Cyclic,
+    /// Any K, drawn anew each step.
+    Random,
+}
+
+impl Method {
+    /// Refuses what can't go with the method. `layers` are trained.
+    pub(crate) fn check(
+        &self,
+        layers: usize,
+        optimizer: &OptimizerConfig,
+        dropout: f64,
+        clip: Option<f64>,
+    ) -> Result<()> {
+        match self {
+            Self::Exact => Ok(()),
+            Self::Lcsb(Lcsb { layers_per_step, .. }) => match layers_per_step {
+                k if (1..=layers).contains(k) => Ok(()),
+                k => Err(Error::setting(format!(
+                    "--layers-per-step {k}: {layers} layers are trained; give 1 to {layers}"
+                ))),
+            },
+            Self::Mezo(mezo) => mezo.check(optimizer, dropout, clip),
+        }
+    }
+
+    /// Forward passes over a step's sequences, for each that the exact step takes.
+    pub(crate) fn passes(&self) -> usize {
+        match self {
+            Self::Exact | Self::Lcsb(_) => 1,
+            Self::Mezo(mezo) => 2 * mezo.samples,
+        }
+    }
+
+    /// Share of the trained `layers` that a step walks back through.
+    pub(crate) fn walked_back(&self, layers: usize) -> f64 {
+        match self {
+            Self::Lcsb(lcsb) => lcsb.layers_per_step as f64 / layers.max(1) as f64,
+            Self::Exact | Self::Mezo(_) => 1.0,
+        }
+    }
+
+    /// Whether a step walks back.
+    pub(crate) fn has_backward(&self) -> bool {
+        !matches!(self, Self::Mezo(_))
+    }
+}
+
+impl fmt::Display for Method {
+    /// Its name and what decides its steps.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+            Self::Lcsb(Lcsb { layers_per_step, order }) => {
+                write!(f, "lcsb ({layers_per_step} layers a step, ")?;
+                f.write_str(match order {
+                    LayerOrder::Cyclic => "cyclic)",
+                    LayerOrder::Random => "random)",
+                })
+            }
+            Self::Mezo(Mezo { eps, samples }) => write!(f, "mezo (eps {eps}, {samples} samples)"),
+        }
+    }
+}
+
+impl Lcsb {
+    /// Sets in `bypassed` which layers a step passes by: all of the `trained` ones whose turn it is
+    /// not. `step` counts from 1.
+    pub(crate) fn choose(
+        self,
+        trained: Range<usize>,
+        step: u64,
+        seed: u64,
+        bypassed: &mut Vec<bool>,
+    ) {
+        bypassed.clear();
+        bypassed.resize(trained.end, true);
+        let (layers, taken) = (trained.len(), self.layers_per_step);
+        match self.order {
+            LayerOrder::Cyclic => {
+                let first = ((step - 1) % layers as u64) as usize * taken;
+                (0..taken).for_each(|i| bypassed[trained.start + (first + i) % layers] = false);
+            }
+            LayerOrder::Random => {
+                let drawn = Order::Shuffled { seed }.epoch(layers as u32, step - 1);
+                drawn[..taken].iter().for_each(|&i| {
+                    bypassed[trained.start + i as usize] = false;
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(order: LayerOrder, step: u64) -> Vec<usize> {
+        let mut bypassed = vec![true; 99];
+        Lcsb { layers_per_step: 3, order }.choose(2..9, step, 5, &mut bypassed);
+        assert_eq!(bypassed.len(), 9);
+        (0..9).filter(|&layer| !bypassed[layer]).collect()
+    }
+
+    #[test]
+    fn every_layer_has_its_turn() {
+        assert_eq!(chosen(LayerOrder::Cyclic, 1), [2, 3, 4]);
+        assert_eq!(chosen(LayerOrder::Cyclic, 2), [5, 6, 7]);
+        assert_eq!(chosen(LayerOrder::Cyclic, 3), [2, 3, 8]);
+        let mut turns = [0; 9];
+        for step in 1..=700 {
+            let layers = chosen(LayerOrder::Random, step);
+            assert_eq!(layers.len(), 3);
+            layers.iter().for_each(|&layer| turns[layer] += 1);
+        }
+        assert_eq!(turns[..2], [0; 2]);
+        assert!(turns[2..].iter().all(|n| (250..350).contains(n)), "{turns:?}");
+    }
+}
