@@ -34,6 +34,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Train a LoRA adapter
     Train(TrainArgs),
+    /// Train by several methods from the same start on the same data, side by side
+    Compare(CompareArgs),
     /// Measure the loss of a model, with or without an adapter
     Eval(EvalArgs),
     /// Go on with a text
@@ -281,6 +283,20 @@ impl std::str::FromStr for Bytes {
     }
 }
 
+/// What train takes, for all runs, and the runs.
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// A run: its method, and flags of train that it has over those of all, as in "mezo --iters 1000
+    /// --learning-rate 1e-6"; may be given more than once
+    #[arg(long = "run", value_name = "METHOD FLAGS", required = true)]
+    pub runs: Vec<String>,
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// The flags as they were typed, from the first behind the command's name on.
+    #[arg(skip)]
+    pub typed: Vec<std::ffi::OsString>,
+}
+
 /// What train takes, and more ways to look at it.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
@@ -408,6 +424,9 @@ pub struct WatchArgs {
     /// Data to report the loss of [default: a data folder's valid file]
     #[arg(long, value_name = "FILE")]
     pub valid_data: Option<PathBuf>,
+    /// Only the first N windows or samples of the valid data
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub valid_chunks: Option<u32>,
     /// Report the loss of the valid data every N steps; without it, at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps_per_eval: Option<u64>,

@@ -5,6 +5,7 @@
 mod args;
 mod chart;
 mod commands;
+mod compare_page;
 mod config_file;
 mod created;
 mod error;
@@ -28,9 +29,14 @@ use crate::stop::Stop;
 
 fn main() -> ExitCode {
     let parsed = config_file::expand(std::env::args_os().collect(), &Cli::command())
-        .and_then(Cli::try_parse_from);
+        .and_then(|typed| Ok((Cli::try_parse_from(&typed)?, typed)));
     let cli = match parsed {
-        Ok(cli) => cli,
+        Ok((mut cli, typed)) => {
+            if let Command::Compare(args) = &mut cli.command {
+                args.typed = typed[2..].to_vec();
+            }
+            cli
+        }
         Err(error) => {
             // Help and version are no failure; neither is a closed pipe.
             let _ = error.print();
@@ -56,6 +62,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Data(args) => commands::data::run(args, &stop),
         Command::Plan(args) => commands::plan::run(&args.train, args.curve.as_ref(), &stop),
         Command::Train(args) => commands::train::run(args, &stop),
+        Command::Compare(args) => commands::compare::run(args, &stop),
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),
         Command::Export(args) => commands::export::run(args),

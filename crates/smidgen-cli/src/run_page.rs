@@ -61,12 +61,7 @@ impl Page<'_> {
         answers(&mut body, &self.report.answers);
         buffers(&mut body, self.rows, self.report.planned_peak_bytes);
         notes(&mut body, &self.report.notes);
-        format!(
-            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-             <meta name=\"viewport\" content=\"width=device-width\">\
-             <title>Fine-tuning {model}</title><style>{STYLE}</style></head>\
-             <body>{body}</body></html>\n"
-        )
+        document(&format!("Fine-tuning {model}"), &body)
     }
 
     fn figures(&self, body: &mut String) {
@@ -113,6 +108,15 @@ impl Page<'_> {
         }
         *body += "</dl>";
     }
+}
+
+/// A page of a title and a body, both in HTML.
+pub fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\">\
+         <title>{title}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
+    )
 }
 
 fn answers(body: &mut String, answers: &[Answer]) {

@@ -107,7 +107,10 @@ impl fmt::Display for Method {
 impl Lcsb {
     /// Sets in `bypassed` which layers a step passes by: all of the `trained` ones whose turn it is
     /// not. `step` counts from 1.
-    pub(crate) fn choose(
+    ///
+    /// # Panics
+    /// If fewer layers are trained than have a turn.
+    pub fn choose(
         self,
         trained: Range<usize>,
         step: u64,

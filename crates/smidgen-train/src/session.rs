@@ -603,6 +603,11 @@ impl Session {
         self.record.done >= self.record.steps
     }
 
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.record.steps
+    }
+
     /// Steps done.
     pub fn steps_done(&self) -> u64 {
         self.record.done

@@ -116,6 +116,11 @@ pub use smidgen_train::{
     TrainConfig, replay,
 };
 
+// Methods beside each other.
+pub use smidgen_train::{
+    Curve, CurveEvaluation, DirectionCosines, cosine, direction_cosines, gradient,
+};
+
 // Its memory.
 pub use smidgen_train::{
     Budget, CurvePoint, MemoryBudget, Paged, Plan, Rates, Remedy, Row, SpoolFormat, Traffic,

@@ -4,12 +4,14 @@
 mod axis;
 pub mod curve;
 mod loss;
+mod losses;
 mod memory;
 
 use std::fmt::Write;
 
 pub use axis::{Axis, Scale};
 pub use loss::loss_svg;
+pub use losses::losses_svg;
 pub use memory::{memory_svg, memory_trace_svg};
 
 /// Pixels of the picture.
@@ -25,6 +27,8 @@ const FRAME_HEIGHT: f64 = 300.0;
 const BELOW: f64 = 52.0;
 /// Pixels of a line of the legend.
 const LEGEND_LINE: f64 = 22.0;
+/// Colours of runs, which then come again.
+const RUN_COLORS: usize = 8;
 /// Pixels of a character of a label, generously: fonts differ.
 const CHARACTER: f64 = 6.6;
 
@@ -44,6 +48,10 @@ text.first{fill:#57606a;stroke:none}text.second{fill:#c4320a;stroke:none}\
 .band0{fill:#8c959f;fill-opacity:.30}.band1{fill:#d29922;fill-opacity:.30}\
 .band2{fill:#54aeff;fill-opacity:.12}.band3{fill:#2da44e;fill-opacity:.26}\
 .band4{fill:#bf3989;fill-opacity:.30}\
+.series{fill:none;stroke-width:1.8;stroke-linejoin:round}\
+.run0{stroke:#0b62c4}.run1{stroke:#c4320a}.run2{stroke:#1a7f37}.run3{stroke:#8250df}\
+.mark{fill:none;stroke-width:4}\
+.run4{stroke:#9a6700}.run5{stroke:#bf3989}.run6{stroke:#57606a}.run7{stroke:#1b7c83}\
 @media(prefers-color-scheme:dark){\
 text{fill:#e6edf3}.soft{fill:#9198a1}.ground{fill:#0d1117}.frame{stroke:#656c76}\
 .grid{stroke:#2a313c}.line{stroke:#6cb6ff}.dot{fill:#6cb6ff;stroke:#0d1117}.area{fill:#6cb6ff}\
@@ -62,7 +70,7 @@ pub struct Chart {
     x: Axis,
     y: Axis,
     body: String,
-    legend: Vec<(usize, String)>,
+    legend: Vec<(String, String)>,
     title: String,
     /// Boxes of text in the frame, in pixels: left, top, right, bottom.
     taken: Vec<[f64; 4]>,
@@ -156,7 +164,18 @@ impl Chart {
 
     /// A line of the legend below the frame, with the colour of a band.
     pub fn legend(&mut self, color: usize, text: String) {
-        self.legend.push((color, text));
+        self.legend.push((format!("band{color}"), text));
+    }
+
+    /// Straight lines from point to point, one of several runs, and its name in the legend.
+    pub fn series(&mut self, run: usize, name: &str, points: &[(f64, f64)]) {
+        let (line, color) = (self.path(points), run % RUN_COLORS);
+        let title = escaped(name);
+        let _ = write!(
+            self.body,
+            "<path class=\"series run{color}\" d=\"{line}\"><title>{title}</title></path>"
+        );
+        self.legend.push((format!("mark run{color}"), name.to_owned()));
     }
 
     /// The picture as the text of an SVG file.
@@ -164,7 +183,7 @@ impl Chart {
         let bottom = TOP + FRAME_HEIGHT + BELOW;
         let mut rows = 0.0;
         let mut left = LEFT;
-        for (color, text) in std::mem::take(&mut self.legend) {
+        for (class, text) in std::mem::take(&mut self.legend) {
             let width = 28.0 + CHARACTER * text.chars().count() as f64;
             if left + width > WIDTH - RIGHT && left > LEFT {
                 (left, rows) = (LEFT, rows + 1.0);
@@ -172,7 +191,7 @@ impl Chart {
             let (y, text_x, text) = (bottom + rows * LEGEND_LINE, left + 18.0, escaped(&text));
             let _ = write!(
                 self.body,
-                "<rect class=\"band{color}\" x=\"{left:.1}\" y=\"{y}\" width=\"12\" height=\"12\"/>\
+                "<rect class=\"{class}\" x=\"{left:.1}\" y=\"{y}\" width=\"12\" height=\"12\"/>\
                  <text x=\"{text_x:.1}\" y=\"{:.1}\">{text}</text>",
                 y + 10.5
             );

@@ -51,8 +51,9 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
     files.check_ahead(&base, args.memory())?;
     let config = with_rates(args, config)?;
     let scratch = temporary_folder()?;
+    let options = args.window.options(args.memory());
     let tokens = |split: &str| scratch.path().join(format!("{split}.tokens"));
-    let data = RunData::open(&base, &files, &args.window.options(args.memory()), tokens, stop)?;
+    let data = RunData::open(&base, &files, &options, args.watch.valid_chunks, tokens, stop)?;
     say_data(&ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
     let planned = Planned::new(base, data.train, longest, config)?;

@@ -63,16 +63,17 @@ impl RunFiles {
 
 impl RunData {
     /// Opens the files; `tokens` tells where the token file of a split goes. `--chunks` is for
-    /// what is trained on.
+    /// what is trained on, `valid_chunks` for what is not.
     pub fn open(
         base: &Base,
         files: &RunFiles,
         options: &DataOptions,
+        valid_chunks: Option<u32>,
         tokens: impl Fn(&str) -> PathBuf,
         stop: &Stop,
     ) -> Result<Self> {
         let train = open(base, &files.train, options, &tokens("train"), stop)?;
-        let window = WindowSpec { chunks: None, ..options.window };
+        let window = WindowSpec { chunks: valid_chunks.map(|n| n as usize), ..options.window };
         let whole = DataOptions { window, ..options.clone() };
         let valid = match &files.valid {
             Some(path) => Some(open(base, path, &whole, &tokens("valid"), stop)?),

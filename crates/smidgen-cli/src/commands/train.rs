@@ -66,7 +66,10 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let mut folder = RunFolder::create(out)?;
     let state = saved_state(args, &folder)?;
     let options = args.window.options(args.memory());
-    let data = RunData::open(&base, &files, &options, |split| folder.tokens(split), stop)?;
+    let data = {
+        let tokens = |split: &str| folder.tokens(split);
+        RunData::open(&base, &files, &options, args.watch.valid_chunks, tokens, stop)?
+    };
     say_model(ui, &base);
     say_data(ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
@@ -424,7 +427,7 @@ pub fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
 }
 
 /// Tells of a method that is not the exact gradient's, and what mesp stands for.
-fn say_method(ui: &Ui, args: &TrainArgs, method: &Method) {
+pub fn say_method(ui: &Ui, args: &TrainArgs, method: &Method) {
     match (args.optimizer.method.method, method) {
         (MethodName::Mesp, _) => ui.say("method    mesp: --method exact --memory min"),
         (_, Method::Exact) => {}
