@@ -15,8 +15,8 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use smidgen_kernels::{
-    Activation, AdamW, DropoutKey, Isa, Kernels, MatMut, MatRef, Philox, Place, Rope, RopeStyle,
-    RopeTable, RowState, Turn,
+    Activation, AdamW, DropoutKey, Isa, Kernels, MatMut, MatRef, NormalKey, Philox, Place, Rope,
+    RopeStyle, RopeTable, RowState, Turn,
 };
 
 use attention::Shape;
@@ -114,6 +114,19 @@ fn updates(group: &mut Group<'_>, kernels: Kernels) {
     group.bench_function("sum_squares", |bencher| bencher.iter(|| kernels.sum_squares(&g)));
 }
 
+fn normals(group: &mut Group<'_>, kernels: Kernels) {
+    let len = ROWS * COLS;
+    let key = NormalKey { seed: 1, sample: 1 };
+    let (mut x, mut y) = (random(1, len), vec![0.0; len]);
+    group.bench_function("normals", |bencher| bencher.iter(|| kernels.normals(key, 7, &mut y)));
+    group.bench_function("perturb", |bencher| {
+        bencher.iter(|| kernels.perturb(key, 7, 1e-3, &x, &mut y));
+    });
+    group.bench_function("descend_normals", |bencher| {
+        bencher.iter(|| kernels.descend_normals(key, 7, 1e-9, 0.0, &mut x));
+    });
+}
+
 fn operations(criterion: &mut Criterion, kernels: Kernels) {
     let (x, u) = (random(1, ROWS * COLS), random(2, ROWS * COLS));
     let (x, u) = (MatRef::new(&x, ROWS, COLS), MatRef::new(&u, ROWS, COLS));
@@ -125,6 +138,7 @@ fn operations(criterion: &mut Criterion, kernels: Kernels) {
     elementwise(&mut group, kernels, x);
     softmax(&mut group, kernels, x);
     updates(&mut group, kernels);
+    normals(&mut group, kernels);
 }
 
 /// Tokens and windows of the attention.
