@@ -27,40 +27,9 @@ impl Philox {
         let mut key = self.key;
         for _ in 0..9 {
             counter = round(counter, key);
-            key = next_key(key);
+            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
         }
         round(counter, key)
-    }
-
-    /// Blocks `first`.. of counters with the same upper half, word by word: word w of block
-    /// `first` + l at `[w][l]`. (Blocks are the lanes of a register.)
-    #[inline(always)]
-    pub(crate) fn blocks<const N: usize>(
-        &self,
-        first: u64,
-        upper: u64,
-    ) -> [[u32; N]; PHILOX_WORDS] {
-        let [c, d] = words(upper);
-        let counter = |lane: usize| words(first.wrapping_add(lane as u64));
-        let mut blocks = [[0; N], [0; N], [c; N], [d; N]];
-        for lane in 0..N {
-            [blocks[0][lane], blocks[1][lane]] = counter(lane);
-        }
-        let mut key = self.key;
-        for step in 0..10 {
-            if step > 0 {
-                key = next_key(key);
-            }
-            let before = blocks;
-            for lane in 0..N {
-                let [a, b, c, d] = before.map(|word| word[lane]);
-                let after = round([a, b, c, d], key);
-                for (word, after) in blocks.iter_mut().zip(after) {
-                    word[lane] = after;
-                }
-            }
-        }
-        blocks
     }
 
     /// Numbers `first`.. of a stream of uniform numbers in [0, 1), each a multiple of 2⁻²⁴.
@@ -86,11 +55,6 @@ fn round([a, b, c, d]: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [high_c ^ b ^ key[0], low_c, high_a ^ d ^ key[1], low_a]
 }
 
-#[inline(always)]
-fn next_key([a, b]: [u32; 2]) -> [u32; 2] {
-    [a.wrapping_add(0x9E37_79B9), b.wrapping_add(0xBB67_AE85)]
-}
-
 /// The lower and the upper half.
 #[inline(always)]
 fn words(x: u64) -> [u32; 2] {
@@ -114,15 +78,6 @@ mod tests {
             block(0x299f_31d0_a409_3822, 0x85a3_08d3_243f_6a88, 0x0370_7344_1319_8a2e),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
-    }
-
-    #[test]
-    fn blocks_side_by_side_are_the_same() {
-        let (philox, first, upper) = (Philox::new(11), u64::from(u32::MAX) - 5, 1 << 40 | 9);
-        let blocks = philox.blocks::<16>(first, upper);
-        for lane in 0..16 {
-            assert_eq!(blocks.map(|w| w[lane]), philox.block(first + lane as u64, upper));
-        }
     }
 
     #[test]
