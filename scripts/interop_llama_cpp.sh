@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What Smidgen writes, in llama.cpp: a GGUF LoRA, a merged model, a quantised model; see llama_cpp_interop.py.
+# What Smidgen writes, in llama.cpp and PEFT: adapters, a merged model, a quantised model; see llama_cpp_interop.py.
 #     scripts/interop_llama_cpp.sh MODEL.gguf TEXT.txt [FLAGS of llama_cpp_interop.py]
 # Needs `cargo build --release` and some GB in the temporary folder; builds llama-cpp-python in the environment of venv.sh
 # (SMIDGEN_VENV, default ~/.cache/smidgen/venv) where bench_llama_cpp.sh has not done so before.

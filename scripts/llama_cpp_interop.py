@@ -1,12 +1,12 @@
-"""What Smidgen writes, in llama.cpp: a GGUF LoRA beside its base, a merged model, a quantised model.
+"""What Smidgen writes, in llama.cpp and in PEFT: an adapter beside its base, a merged model, a quantised model.
 
     scripts/interop_llama_cpp.sh MODEL.gguf TEXT.txt
 
 The base is MODEL as F16, since llama.cpp rounds activations to 8 bits beside quantised weights, and to half precision beside
 F16. An adapter is trained on it for a few steps at a high rate, so that it moves the model far, and exported. Compared are
-- the next-token distributions of llama.cpp with base + LoRA, and with the merged model, with those of Smidgen with the base
-  and the PEFT folder: KL in nats over the positions of one sequence;
-- greedy continuations of ten prompts, token by token;
+- the next-token distributions of llama.cpp with base + GGUF LoRA, and with the merged model, and of transformers and PEFT in
+  fp32 with the same weights and the PEFT folder, with those of Smidgen: KL in nats over the positions of one sequence;
+- greedy continuations of ten prompts by llama.cpp and by PEFT, token by token;
 - perplexities, all by llama.cpp: Smidgen's Q4_0 of MODEL, and llama.cpp's own, pure (embeddings too) as Smidgen's is.
 """
 
@@ -19,11 +19,21 @@ import subprocess
 import sys
 import tempfile
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything is local; PEFT would look up the base model's name
+
 import llama_cpp
 import numpy as np
+import peft
+import torch
 from safetensors.numpy import load_file
 
+from smidgen_gguf import load_model
 from smidgen_tokens import windows
+
+# transformers asks this while it makes masks; PyTorch's answer comes from the CUDA libraries, which cuda_stubs.py may only
+# stand in for.
+if not torch.cuda.is_available():
+    torch.cuda.is_current_stream_capturing = lambda: False
 
 PROMPTS = [
     "The capital of France is",
@@ -84,13 +94,18 @@ def load(options, model, lora=None, context=LENGTH):
     )
 
 
+def normalised(logits):
+    """Log-probabilities [T, V] of logits, float64."""
+    logits = np.array(logits, dtype=np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
 def log_probabilities(llama, ids):
     """[T, V], float64."""
     llama.reset()
     llama.eval(ids)
-    logits = np.array(llama.scores[: len(ids)], dtype=np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return normalised(llama.scores[: len(ids)])
 
 
 def divergence(expected, found):
@@ -105,33 +120,79 @@ def compare(what, expected, found, max_kl=None):
     return max_kl is None or bool(kl.max() <= max_kl)
 
 
-def greedy(llama, ids, count, stop):
-    llama.reset()
-    made = []
-    while len(made) < count:
-        llama.eval(ids)
-        token = int(np.argmax(llama.scores[llama.n_tokens - 1]))
-        if token == stop:
-            break
-        made.append(token)
-        ids = [token]
-    return made
+class ByLlamaCpp:
+    """Base + GGUF LoRA."""
+
+    name = "llama.cpp, base + GGUF LoRA"
+
+    def __init__(self, options, base, adapter, lora):
+        self.llama = load(options, base, lora)
+
+    def log_probabilities(self, ids):
+        return log_probabilities(self.llama, ids)
+
+    def greedy(self, ids, count, stop):
+        self.llama.reset()
+        made = []
+        while len(made) < count:
+            self.llama.eval(ids)
+            token = int(np.argmax(self.llama.scores[self.llama.n_tokens - 1]))
+            if token == stop:
+                break
+            made.append(token)
+            ids = [token]
+        return made
 
 
-def continuations(options, smidgen, base, adapter, lora):
-    """How many of the ten continuations are the same; tells of the others where they part."""
-    llama, same = load(options, base, lora), 0
+class ByPeft:
+    """The same weights in fp32 + the PEFT folder."""
+
+    name = "transformers + PEFT"
+
+    def __init__(self, options, base, adapter, lora):
+        torch.set_num_threads(options.threads)
+        self.model = peft.PeftModel.from_pretrained(load_model(str(base))[1], str(adapter)).eval()
+
+    def log_probabilities(self, ids):
+        with torch.no_grad():
+            return normalised(self.model(input_ids=torch.tensor(ids)[None]).logits[0].numpy())
+
+    def greedy(self, ids, count, stop):
+        made, cache = [], None
+        with torch.no_grad():
+            while len(made) < count:
+                out = self.model(input_ids=torch.tensor(ids)[None], past_key_values=cache, use_cache=True)
+                token, cache = int(out.logits[0, -1].argmax()), out.past_key_values
+                if token == stop:
+                    break
+                made.append(token)
+                ids = [token]
+        return made
+
+
+def continuations(options, smidgen, base, adapter):
+    """For each prompt its ids, as llama.cpp's tokenizer gives them, and how Smidgen goes on; and the token that ends."""
+    llama, found = load(options, base), []
     stop = llama.token_eos()
+    add_bos = bool(llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(llama.model)))
     for prompt in PROMPTS:
         made = smidgen.run("generate", "-m", base, "--adapter", adapter, "-p", prompt, "-n", options.tokens)["ids"]
         made = made[:-1] if made and made[-1] == stop else made
-        add_bos = bool(llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(llama.model)))
-        found = greedy(llama, llama.tokenize(prompt.encode(), add_bos=add_bos), options.tokens, stop)
+        found.append((prompt, llama.tokenize(prompt.encode(), add_bos=add_bos), made))
+    return found, stop
+
+
+def goes_on_alike(options, other, expected, stop):
+    """True if all continuations are the same; tells of the others where they part."""
+    same = 0
+    for prompt, ids, made in expected:
+        found = other.greedy(ids, options.tokens, stop)
         same += made == found
         if made != found:
             at = next((i for i, pair in enumerate(zip(made, found)) if pair[0] != pair[1]), min(len(made), len(found)))
-            print(f"  {prompt!r}: parts after {at} tokens: {made[at : at + 3]} here, {found[at : at + 3]} in llama.cpp")
-    print(f"greedy continuations of {options.tokens} tokens: {same} of {len(PROMPTS)} the same", flush=True)
+            print(f"  {prompt!r}: parts after {at} tokens: {made[at : at + 3]} here, {found[at : at + 3]} there")
+    print(f"{other.name}: greedy continuations of {options.tokens} tokens: {same} of {len(expected)} the same", flush=True)
+    return same == len(expected)
 
 
 def adapters(options, smidgen, place):
@@ -146,13 +207,14 @@ def adapters(options, smidgen, place):
     evaluate = ["eval", "-m", base, "--adapter", adapter, "--data", options.text, "--max-seq-length", LENGTH]
     smidgen.run(*evaluate, "--chunks", 1, "--logits", logits)
     written = load_file(logits)
-    ids, ours = written["ids"].tolist(), written["logits"].astype(np.float64)
-    ours -= ours.max(axis=-1, keepdims=True)
-    ours -= np.log(np.exp(ours).sum(axis=-1, keepdims=True))
+    ids, ours = written["ids"].tolist(), normalised(written["logits"])
+    expected, stop = continuations(options, smidgen, base, adapter)
     compare("base alone in llama.cpp", ours, log_probabilities(load(options, base), ids))
-    good = compare("base + GGUF LoRA", ours, log_probabilities(load(options, base, lora), ids), options.max_kl)
-    good &= compare("merged model (F32)", ours, log_probabilities(load(options, fused), ids), options.max_kl)
-    continuations(options, smidgen, base, adapter, lora)
+    good = compare("merged model (F32)", ours, log_probabilities(load(options, fused), ids), options.max_kl)
+    for other in [ByLlamaCpp, ByPeft]:
+        other = other(options, base, adapter, lora)
+        good &= compare(other.name, ours, other.log_probabilities(ids), options.max_kl)
+        good &= goes_on_alike(options, other, expected, stop)
     return good
 
 
@@ -196,7 +258,7 @@ def main():
     smidgen = Smidgen(options)
     with tempfile.TemporaryDirectory() as folder:
         if options.part != "quantisation" and not adapters(options, smidgen, pathlib.Path(folder)):
-            sys.exit(f"the largest KL is above {options.max_kl}")
+            sys.exit(f"a KL is above {options.max_kl}, or a continuation is another")
     with tempfile.TemporaryDirectory() as folder:
         if options.part != "adapters" and not quantisation(options, smidgen, pathlib.Path(folder)):
             sys.exit("llama.cpp's own Q4_0 has the lower perplexity")
