@@ -590,15 +590,46 @@ pub struct BenchArgs {
     /// Budgets, as train takes them
     #[arg(long, value_name = "BYTES,...", value_delimiter = ',', default_value = "min,unlimited")]
     pub memory: Vec<MemoryBudget>,
-    /// The optimiser
-    #[arg(long, value_name = "NAME", value_enum, default_value_t = OptimizerName::Adamw)]
-    pub optimizer: OptimizerName,
+    /// The optimiser [default: adamw; sgd for mezo]
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub optimizer: Option<OptimizerName>,
     /// Rounds that are timed, each a step, two forwards and two f32 products
     #[arg(long, value_name = "N", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
+    /// How a step finds its direction; lcsb walks back through half of the layers
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = MethodName::Exact)]
+    pub method: MethodName,
+    #[command(flatten)]
+    pub table: TableArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// A paper's table, measured here.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "A paper's table")]
+pub struct TableArgs {
+    /// Measure the shapes of a paper's table and print it beside what they take here
+    #[arg(long, value_name = "NAME", value_enum, conflicts_with = "model")]
+    pub table: Option<PaperTable>,
+    /// With --table: a folder for models of these shapes with random weights, which are made there
+    /// where they are missing
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// With --table: only these shapes
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = preset())]
+    pub presets: Vec<Preset>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PaperTable {
+    /// MeBP, arXiv 2510.03425
+    Mebp,
+    /// MeSP, arXiv 2602.13069
+    Mesp,
+    /// LCSB, arXiv 2602.13073
+    Lcsb,
 }
 
 #[derive(Debug, Subcommand)]

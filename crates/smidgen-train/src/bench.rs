@@ -11,13 +11,14 @@ use smidgen_runtime::profile::{Phase, Profile, Work};
 use smidgen_runtime::{Engine, Pass};
 use smidgen_text::Sequence;
 
-use crate::adapter::{Adapter, LoraConfig};
+use crate::adapter::{AdapterStart, LoraConfig};
 use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::method::{Method, Stepper};
+use crate::optimizer::OptimizerConfig;
 use crate::planning::{DataSize, plan_or_remedies, process_row, request, settings as settings_of};
-use crate::session::{MemoryBudget, TrainConfig};
-use crate::step::{StepSettings, fill, step};
+use crate::session::{MemoryBudget, TrainConfig, check_method, trainable};
+use crate::step::{StepSettings, fill};
 
 /// One setting to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct BenchCase {
 /// What all cases have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchSettings {
+    /// How steps find their direction.
+    pub method: Method,
     /// The adapter, but for its rank.
     pub lora: LoraConfig,
     /// The optimiser.
@@ -63,6 +66,9 @@ pub struct BenchReport {
     pub case: BenchCase,
     /// Bytes that the plan of a run says.
     pub planned_bytes: u64,
+    /// The most memory that was counted, 0 where the system does not tell: of steps and forwards
+    /// both.
+    pub peak_bytes: u64,
     /// The rounds.
     pub rounds: Vec<Round>,
     /// The timed steps together.
@@ -132,6 +138,7 @@ pub fn bench(
         return Err(Error::setting("a bench takes at least 2 tokens and 1 round"));
     }
     let config = TrainConfig {
+        method: settings.method,
         lora: LoraConfig { rank: case.rank, ..settings.lora.clone() },
         optimizer: settings.optimizer,
         memory: case.memory,
@@ -141,15 +148,18 @@ pub fn bench(
     };
     config.check()?;
     let process = process_row();
-    let mut adapter = Adapter::new(base, &config.lora, config.seed)?;
+    let start = AdapterStart::random(base, &config.lora, config.seed)?;
+    check_method(base, &config, start.shape())?;
     let size = DataSize { sequences: 1, longest: case.tokens };
     let run = settings_of(base, &config, case.tokens);
-    let request = request(base, adapter.shape(), &config, size, 0, &run, process);
+    let request = request(base, start.shape(), &config, size, 0, &run, process);
     let plan = plan_or_remedies(base, &request)?;
     let planned_bytes = plan.peak_bytes;
     let weights = Arc::clone(&base.weights);
+    let folder = config.spool.as_deref();
+    let (mut adapter, optimizer) = trainable(base, start, &plan, config.optimizer, folder)?;
     let mut engine = Engine::new(base.blocks.as_ref(), weights, Arc::new(plan), &run)?;
-    let mut optimizer = Optimizer::new(config.optimizer, &engine.plan().param_ranges())?;
+    let mut stepper = Stepper::new(config.method, optimizer, &adapter)?;
     let mut rate = GemmRate::new(engine.kernels(), case.threads)?;
     let sequences = [random_tokens(case.tokens, base.info().vocabulary)];
     let mut pass = Pass::default();
@@ -161,7 +171,7 @@ pub fn bench(
         let before = rate.measure();
         let settings = StepSettings { number: number + 1, rate: 1e-5, clip: None, seed: 0 };
         let begin = Instant::now();
-        step(&mut engine, &mut adapter, &mut optimizer, &sequences, &settings, &mut pass, cancel)?;
+        stepper.step(&mut engine, &mut adapter, &sequences, &settings, &mut pass, cancel)?;
         let step = begin.elapsed();
         let gemm_rate = (before + rate.measure()) / 2.0;
         let profile = *engine.profile();
@@ -179,7 +189,8 @@ pub fn bench(
     let profile = *engine.profile();
     let packing = engine.packing()?;
     let linear_flops = 2 * case.tokens as u64 * base.weights.linear_numbers() as u64;
-    Ok(BenchReport { case, planned_bytes, rounds, profile, packing, linear_flops })
+    let peak_bytes = engine.meter().peak();
+    Ok(BenchReport { case, planned_bytes, peak_bytes, rounds, profile, packing, linear_flops })
 }
 
 /// A sequence whose tokens are drawn evenly from the vocabulary.

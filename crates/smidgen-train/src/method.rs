@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
-use smidgen_text::Order;
+use smidgen_runtime::{Engine, Pass, sealed};
+use smidgen_text::{Order, Sequence};
 
+use crate::adapter::Adapter;
 use crate::error::{Error, Result};
-use crate::mezo::Mezo;
-use crate::optimizer::OptimizerConfig;
+use crate::mezo::{Descent, Mezo, Projection};
+use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::step::{StepLoss, StepSettings, step};
 
 /// How a step finds its direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -104,19 +108,78 @@ impl fmt::Display for Method {
     }
 }
 
+/// A method at work: all that it has beside the adapter.
+#[derive(Debug)]
+pub(crate) struct Stepper {
+    method: Method,
+    optimizer: Optimizer,
+    /// MeZO's perturbed factors of a block; empty for other methods.
+    copy: Vec<f32>,
+    /// What MeZO's last step found.
+    projections: Vec<Projection>,
+}
+
+impl Stepper {
+    /// A method before its first step on `adapter`.
+    ///
+    /// # Errors
+    /// The system does not give the memory.
+    pub fn new(method: Method, optimizer: Optimizer, adapter: &Adapter) -> Result<Self> {
+        let copied = if method.has_backward() { 0 } else { adapter.shape().largest_layer() };
+        Ok(Self { method, optimizer, copy: sealed(copied)?, projections: Vec::new() })
+    }
+
+    /// Changes the adapter by a step's sequences.
+    ///
+    /// # Errors
+    /// Those of [`step`] and [`Mezo::step`].
+    pub fn step(
+        &mut self,
+        engine: &mut Engine,
+        adapter: &mut Adapter,
+        sequences: &[Sequence],
+        settings: &StepSettings,
+        pass: &mut Pass,
+        cancel: &AtomicBool,
+    ) -> Result<StepLoss> {
+        let StepSettings { number, rate, seed, .. } = *settings;
+        match self.method {
+            Method::Exact => {}
+            Method::Lcsb(lcsb) => {
+                let shape = adapter.shape();
+                let trained = shape.first_layer()..engine.plan().layers.len();
+                lcsb.choose(trained, number, seed, &mut pass.bypassed);
+            }
+            Method::Mezo(mezo) => {
+                let weight_decay = self.optimizer.config().weight_decay();
+                let (descent, key) = (Descent { rate, weight_decay }, (seed, number));
+                let (factors, copy) = (&mut adapter.values, self.copy.as_mut_slice());
+                let found = &mut self.projections;
+                return mezo
+                    .step(engine, factors, descent, key, sequences, pass, copy, found, cancel);
+            }
+        }
+        step(engine, adapter, &mut self.optimizer, sequences, settings, pass, cancel)
+    }
+
+    /// What MeZO's last step found.
+    pub fn projections(&self) -> &[Projection] {
+        &self.projections
+    }
+
+    /// The optimiser, whose state is saved.
+    pub fn optimizer(&mut self) -> &mut Optimizer {
+        &mut self.optimizer
+    }
+}
+
 impl Lcsb {
     /// Sets in `bypassed` which layers a step passes by: all of the `trained` ones whose turn it is
     /// not. `step` counts from 1.
     ///
     /// # Panics
     /// If fewer layers are trained than have a turn.
-    pub fn choose(
-        self,
-        trained: Range<usize>,
-        step: u64,
-        seed: u64,
-        bypassed: &mut Vec<bool>,
-    ) {
+    pub fn choose(self, trained: Range<usize>, step: u64, seed: u64, bypassed: &mut Vec<bool>) {
         bypassed.clear();
         bypassed.resize(trained.end, true);
         let (layers, taken) = (trained.len(), self.layers_per_step);

@@ -161,6 +161,11 @@ impl Optimizer {
         Ok(Self { config, starts, state })
     }
 
+    /// Which optimiser it is.
+    pub(crate) fn config(&self) -> &OptimizerConfig {
+        &self.config
+    }
+
     /// Where each run's part of a state lies, if there is a state.
     pub(crate) fn pieces(&self) -> Vec<Range<usize>> {
         let Some(state) = self.state.first() else { return vec![] };

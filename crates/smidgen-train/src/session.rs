@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 use smidgen_graph::plan::{CurvePoint, Paged, Plan, Request, curve};
 use smidgen_graph::{Budget, OptimizerState, Rates};
 use smidgen_runtime::memory::{self, Meter, RunPhase};
-use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat, sealed};
+use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_text::{Dataset, Fingerprint, Order, Sequence};
 
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
-use crate::method::Method;
+use crate::method::{Method, Stepper};
 use crate::mezo::{Descent, Projection};
 use crate::optimizer::{Optimizer, OptimizerConfig};
 use crate::planning::{DataSize, adapter_start, plan_or_remedies, process_row, request, settings};
 use crate::replay::Beginning;
 use crate::schedule::{Schedule, Shape};
 use crate::state::{Record, RunSettings, RunState, StateWriter};
-use crate::step::{StepLoss, StepSettings, step};
+use crate::step::StepSettings;
 
 /// How long a run goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,38 +315,29 @@ impl Planned {
     pub fn start(self) -> Result<Session> {
         let mut record = self.record()?;
         let plan = Arc::new(self.plan);
-        let (len, window) = (self.start.shape().len(), plan.largest_params());
-        let folder = self.settings.spool_folder.as_deref().unwrap_or(Path::new("."));
-        let values = match plan.paged {
-            Paged::All => Numbers::in_file(folder, len, window)?,
-            Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
-        };
+        let folder = self.settings.spool_folder.as_deref();
+        let (mut adapter, mut optimizer) =
+            trainable(&self.base, self.start, &plan, self.config.optimizer, folder)?;
         let runs = plan.param_ranges();
-        let mut optimizer = match plan.paged {
-            Paged::Nothing => Optimizer::new(self.config.optimizer, &runs)?,
-            _ => Optimizer::paged(self.config.optimizer, &runs, folder)?,
-        };
-        let mut adapter = self.start.make(&self.base, values)?;
         if let Some(state) = &self.resumed {
             let pieces = optimizer.pieces();
             state.load(adapter.values(), &runs, optimizer.states(), &pieces)?;
             record.done = state.steps_done();
         }
-        let mezo = match self.config.method {
+        let beginning = match self.config.method {
             Method::Mezo(_) => {
-                let folder = self.config.init_adapter.as_deref();
-                let seed = self.config.seed;
-                let beginning = Beginning::new(&self.base, adapter.shape(), folder, seed)?;
-                Some(MezoRun { beginning, copy: sealed(window)?, projections: Vec::new() })
+                let (folder, seed) = (self.config.init_adapter.as_deref(), self.config.seed);
+                Some(Beginning::new(&self.base, adapter.shape(), folder, seed)?)
             }
             Method::Exact | Method::Lcsb(_) => None,
         };
+        let stepper = Stepper::new(self.config.method, optimizer, &adapter)?;
         let order = match self.config.shuffle {
             true => Order::Shuffled { seed: self.config.seed },
             false => Order::File,
         };
         let mut session = Session {
-            optimizer,
+            stepper,
             order,
             base: self.base,
             data: self.data,
@@ -358,7 +349,7 @@ impl Planned {
             epoch: Vec::new(),
             sequences: Vec::new(),
             pass: Pass::default(),
-            mezo,
+            beginning,
             record,
         };
         session.engine()?;
@@ -416,7 +407,7 @@ pub struct Session {
     data: Dataset,
     config: TrainConfig,
     adapter: Adapter,
-    optimizer: Optimizer,
+    stepper: Stepper,
     order: Order,
     plan: Arc<Plan>,
     settings: Settings,
@@ -426,20 +417,10 @@ pub struct Session {
     epoch: Vec<u32>,
     sequences: Vec<Sequence>,
     pass: Pass,
-    /// None for other methods.
-    mezo: Option<MezoRun>,
+    /// What the history of a MeZO run begins with; none for other methods.
+    beginning: Option<Beginning>,
     /// What is saved beside the numbers; the steps done among it.
     record: Record,
-}
-
-/// What a MeZO run has beside the adapter.
-#[derive(Debug)]
-struct MezoRun {
-    beginning: Beginning,
-    /// The perturbed factors of a block.
-    copy: Vec<f32>,
-    /// Those of the last step.
-    projections: Vec<Projection>,
 }
 
 impl Session {
@@ -470,7 +451,15 @@ impl Session {
         let learning_rate = self.schedule().rate(self.record.done);
         self.read_sequences()?;
         self.engine()?;
-        let out = self.run_method(learning_rate, cancel)?;
+        let engine = self.engine.as_mut().expect("just made");
+        let settings = StepSettings {
+            number: self.record.done + 1,
+            rate: learning_rate,
+            clip: self.config.clip,
+            seed: self.config.seed,
+        };
+        let (adapter, sequences, pass) = (&mut self.adapter, &self.sequences, &mut self.pass);
+        let out = self.stepper.step(engine, adapter, sequences, &settings, pass, cancel)?;
         let memory_bytes = self.meter().look();
         self.record.done += 1;
         Ok(StepReport {
@@ -485,39 +474,16 @@ impl Session {
         })
     }
 
-    /// Changes the adapter by the step's sequences, as the method says.
-    fn run_method(&mut self, rate: f64, cancel: &AtomicBool) -> Result<StepLoss> {
-        let engine = self.engine.as_mut().expect("it was made before");
-        let (number, seed) = (self.record.done + 1, self.config.seed);
-        let (adapter, sequences, pass) = (&mut self.adapter, &self.sequences, &mut self.pass);
-        match (self.config.method, &mut self.mezo) {
-            (Method::Mezo(mezo), Some(MezoRun { copy, projections, .. })) => {
-                let weight_decay = self.config.optimizer.weight_decay();
-                let descent = Descent { rate, weight_decay };
-                let (factors, key) = (&mut adapter.values, (seed, number));
-                mezo.step(engine, factors, descent, key, sequences, pass, copy, projections, cancel)
-            }
-            (method, _) => {
-                if let Method::Lcsb(lcsb) = method {
-                    let trained = adapter.shape().first_layer()..self.base.info.layers;
-                    lcsb.choose(trained, number, seed, &mut pass.bypassed);
-                }
-                let settings = StepSettings { number, rate, clip: self.config.clip, seed };
-                step(engine, adapter, &mut self.optimizer, sequences, &settings, pass, cancel)
-            }
-        }
-    }
-
     /// What the last step of a MeZO run found, at the rate that it had.
     pub(crate) fn mezo_step(&self, rate: f64) -> Option<(&Beginning, Descent, &[Projection])> {
         let weight_decay = self.config.optimizer.weight_decay();
         let descent = Descent { rate, weight_decay };
-        self.mezo.as_ref().map(|mezo| (&mezo.beginning, descent, mezo.projections.as_slice()))
+        self.beginning.as_ref().map(|beginning| (beginning, descent, self.projections()))
     }
 
     /// What the last step found along its directions, with [`Method::Mezo`].
     pub fn projections(&self) -> &[Projection] {
-        self.mezo.as_ref().map_or(&[], |mezo| &mezo.projections)
+        self.stepper.projections()
     }
 
     /// Runs steps until all are done, `after_step` asks for a pause or `slice` has passed; a step
@@ -589,8 +555,9 @@ impl Session {
         self.meter().enter(RunPhase::Saving);
         let mut writer = StateWriter::create(path, &self.record)?;
         writer.numbers(self.adapter.values(), &self.plan.param_ranges())?;
-        let pieces = self.optimizer.pieces();
-        for state in self.optimizer.states() {
+        let optimizer = self.stepper.optimizer();
+        let pieces = optimizer.pieces();
+        for state in optimizer.states() {
             writer.numbers(state, &pieces)?;
         }
         writer.finish()?;
@@ -680,6 +647,29 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// An adapter and its optimiser before the first step, in memory or in scratch files as the plan
+/// says.
+pub(crate) fn trainable(
+    base: &Base,
+    start: AdapterStart,
+    plan: &Plan,
+    optimizer: OptimizerConfig,
+    folder: Option<&Path>,
+) -> Result<(Adapter, Optimizer)> {
+    let folder = folder.unwrap_or(Path::new("."));
+    let (len, window) = (start.shape().len(), plan.largest_params());
+    let values = match plan.paged {
+        Paged::All => Numbers::in_file(folder, len, window)?,
+        Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
+    };
+    let runs = plan.param_ranges();
+    let optimizer = match plan.paged {
+        Paged::Nothing => Optimizer::new(optimizer, &runs)?,
+        _ => Optimizer::paged(optimizer, &runs, folder)?,
+    };
+    Ok((start.make(base, values)?, optimizer))
 }
 
 /// Refuses what can't go with the run's method.

@@ -3,13 +3,16 @@
 use clap::CommandFactory;
 use serde::Serialize;
 use smidgen::{
-    BenchCase, BenchReport, BenchSettings, LoraConfig, MemoryBudget, Phase, TrainConfig, Work,
-    bench,
+    BenchCase, BenchReport, BenchSettings, LayerOrder, Lcsb, LoraConfig, MemoryBudget, Method,
+    Mezo, Phase, TrainConfig, Work, bench,
 };
 
 use super::settings::optimizer_config;
-use super::{open_model, say_model, synth, temporary_folder};
-use crate::args::{BenchArgs, BenchCommand, Cli, MeasureArgs, ModelArgs, OutputArgs, threads};
+use super::{open_model, papers, say_model, synth, temporary_folder};
+use crate::args::{
+    BenchArgs, BenchCommand, Cli, MeasureArgs, MethodName, ModelArgs, OptimizerName, OutputArgs,
+    threads,
+};
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
 use crate::rates;
@@ -22,6 +25,7 @@ pub fn run(args: &BenchArgs, stop: &Stop) -> Result<()> {
     match (&args.command, &args.model) {
         (Some(BenchCommand::Synth(args)), _) => synth::run(args, stop),
         (Some(BenchCommand::Rates(args)), _) => measure(args),
+        (None, None) if args.table.table.is_some() => papers::run(args, stop),
         (None, Some(model)) => {
             speed(args, ModelArgs { model: model.clone(), tokenizer: None }, stop)
         }
@@ -65,10 +69,24 @@ fn speed(args: &BenchArgs, model: ModelArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.output);
     let base = open_model(&model)?;
     say_model(&ui, &base);
+    let usual = match args.method {
+        MethodName::Mezo => OptimizerName::Sgd,
+        _ => OptimizerName::Adamw,
+    };
+    let optimizer = args.optimizer.unwrap_or(usual);
     let scratch = temporary_folder()?;
+    let layers = base.info().layers;
     let settings = BenchSettings {
+        method: match args.method {
+            MethodName::Exact | MethodName::Mesp => Method::Exact,
+            MethodName::Lcsb => Method::Lcsb(Lcsb {
+                layers_per_step: layers.div_ceil(2),
+                order: LayerOrder::Cyclic,
+            }),
+            MethodName::Mezo => Method::Mezo(Mezo::default()),
+        },
         lora: LoraConfig::default(),
-        optimizer: optimizer_config(args.optimizer, None),
+        optimizer: optimizer_config(optimizer, None),
         rounds: args.rounds as usize,
         spool: Some(scratch.path().to_owned()),
     };
@@ -86,7 +104,7 @@ fn speed(args: &BenchArgs, model: ModelArgs, stop: &Stop) -> Result<()> {
     for case in &measured {
         ui.say(&format!("{}\n", phases(case)));
     }
-    let (model, optimizer) = (path_text(&model.model), args.optimizer.name());
+    let (model, optimizer) = (path_text(&model.model), optimizer.name());
     ui.report(&Report { model, optimizer, cases: measured })
 }
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use clap::{Args, FromArgMatches};
 use serde::Serialize;
 use smidgen::{
-    Adapter, Base, Curve, Dataset, Method, Planned, RunFolder, Sequence, TrainConfig,
-    cosine, direction_cosines, gradient,
+    Adapter, Base, Curve, Dataset, Method, Planned, RunFolder, Sequence, TrainConfig, cosine,
+    direction_cosines, gradient,
 };
 
 use super::run_data::{RunData, RunFiles};
@@ -20,6 +20,7 @@ use crate::error::{Failure, Result};
 use crate::progress::Progress;
 use crate::report::{median, path_text};
 use crate::stop::Stop;
+use crate::table;
 use crate::ui::{self, Ui, megabytes};
 
 /// Directions that a MeZO run's cosine is measured over.
@@ -135,9 +136,13 @@ pub fn run(args: &CompareArgs, stop: &Stop) -> Result<()> {
         found.compare(&curves);
         write(&found, out)?;
     }
-    ui.say(&format!("\n{}", table(&found)));
+    ui.say(&format!("\n{}", overview(&found)));
     let page = out.join("compare.html");
-    ui.say(&format!("report    {}\nraw       {}", page.display(), out.join("compare.json").display()));
+    ui.say(&format!(
+        "report    {}\nraw       {}",
+        page.display(),
+        out.join("compare.json").display()
+    ));
     ui.report(&found)
 }
 
@@ -254,8 +259,7 @@ fn cosine_of(
     if settings.method == Method::Exact {
         return Ok(None);
     }
-    let mut gradient =
-        |bypassed| gradient(base, adapter, batch, bypassed, settings, stop.flag());
+    let mut gradient = |bypassed| gradient(base, adapter, batch, bypassed, settings, stop.flag());
     let exact = gradient(Vec::new())?;
     Ok(match settings.method {
         Method::Exact => None,
@@ -313,7 +317,10 @@ pub fn figures(run: &ComparedRun) -> [(&'static str, String); 8] {
         ("steps", run.steps.to_string()),
         ("s a step", or_none(run.seconds_per_step.map(|s| format!("{s:.3}")))),
         ("seconds", format!("{:.0}", run.seconds)),
-        ("peak", run.peak_memory_bytes.map_or_else(|| megabytes(run.planned_peak_bytes), megabytes)),
+        (
+            "peak",
+            run.peak_memory_bytes.map_or_else(|| megabytes(run.planned_peak_bytes), megabytes),
+        ),
         ("held-out loss", or_none(last.map(|e| format!("{:.4}", e.loss)))),
         ("accuracy", or_none(last.map(|e| format!("{:.4}", e.accuracy)))),
         ("at equal s", or_none(run.loss_at_equal_seconds.map(|loss| format!("{loss:.4}")))),
@@ -322,7 +329,7 @@ pub fn figures(run: &ComparedRun) -> [(&'static str, String); 8] {
 }
 
 /// The runs as a table.
-fn table(found: &Comparison) -> String {
+fn overview(found: &Comparison) -> String {
     let mut rows = vec![];
     for run in &found.runs {
         let figures = figures(run);
@@ -333,25 +340,12 @@ fn table(found: &Comparison) -> String {
         let values = figures.into_iter().map(|(_, value)| value);
         rows.push(std::iter::once(run.run.clone()).chain(values).collect());
     }
-    let width = |column: usize| {
-        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
-    };
-    let mut text = String::new();
-    for row in &rows {
-        for (column, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(width(column) - cell.chars().count());
-            text += &match column {
-                0 => format!("{cell}{pad}"),
-                _ => format!("  {pad}{cell}"),
-            };
-        }
-        text.push('\n');
-    }
+    let text = table::right(&rows);
     let start = found.runs.first().and_then(|run| run.held_out.first());
     let start = start.map_or(String::new(), |e| {
         format!("held-out loss before: {:.4}, accuracy {:.4}; ", e.loss, e.accuracy)
     });
-    format!("{text}{start}equal seconds: {:.0}", found.equal_seconds)
+    format!("{text}\n{start}equal seconds: {:.0}", found.equal_seconds)
 }
 
 #[cfg(test)]
@@ -361,7 +355,8 @@ mod tests {
 
     #[test]
     fn a_run_has_its_own_flags_over_those_of_all() {
-        let typed = ["-m", "m.gguf", "--iters", "5", "--run", "exact", "--run=mezo", "--lr", "1e-3"];
+        let typed =
+            ["-m", "m.gguf", "--iters", "5", "--run", "exact", "--run=mezo", "--lr", "1e-3"];
         let typed: Vec<OsString> = typed.map(OsString::from).to_vec();
         let args = flags_of(&typed, "mezo --iters 1000 --zo-eps 0.01").unwrap();
         assert_eq!(args.optimizer.method.method, MethodName::Mezo);

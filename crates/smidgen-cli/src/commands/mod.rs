@@ -10,6 +10,7 @@ pub mod export;
 pub mod fuse;
 pub mod generate;
 mod out_file;
+mod papers;
 pub mod plan;
 pub mod quantize;
 pub mod replay;

@@ -5,7 +5,9 @@ use super::{Family, Shape};
 /// A published model whose shape can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {
-    /// Qwen2.5-1.5B-Instruct (arXiv 2412.15115).
+    /// Qwen2.5-0.5B-Instruct (arXiv 2412.15115).
+    Qwen25B0_5,
+    /// Qwen2.5-1.5B-Instruct.
     Qwen25B1_5,
     /// Qwen2.5-3B-Instruct.
     Qwen25B3,
@@ -17,11 +19,13 @@ pub enum Preset {
 
 impl Preset {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Qwen25B1_5, Self::Qwen25B3, Self::Gemma3B1, Self::Gemma3B4];
+    pub const ALL: [Self; 5] =
+        [Self::Qwen25B0_5, Self::Qwen25B1_5, Self::Qwen25B3, Self::Gemma3B1, Self::Gemma3B4];
 
-    /// `qwen2.5-1.5b`, ...
+    /// `qwen2.5-0.5b`, ...
     pub fn name(self) -> &'static str {
         match self {
+            Self::Qwen25B0_5 => "qwen2.5-0.5b",
             Self::Qwen25B1_5 => "qwen2.5-1.5b",
             Self::Qwen25B3 => "qwen2.5-3b",
             Self::Gemma3B1 => "gemma3-1b",
@@ -37,6 +41,10 @@ impl Preset {
     /// The model's sizes.
     pub fn shape(self) -> Shape {
         let shape = match self {
+            Self::Qwen25B0_5 => {
+                let narrow = Shape { layers: 24, hidden: 896, ffn: 4864, ..qwen25_3b() };
+                Shape { heads: 14, head_dim: 64, ..narrow }
+            }
             Self::Qwen25B1_5 => {
                 Shape { layers: 28, hidden: 1536, ffn: 8960, heads: 12, ..qwen25_3b() }
             }
