@@ -142,7 +142,7 @@ pub fn bench(
     config.check()?;
     let process = process_row();
     let mut adapter = Adapter::new(base, &config.lora, config.seed)?;
-    let size = DataSize { sequences: 1, longest: case.tokens };
+    let size = DataSize { sequences: 1, longest: case.tokens, samples: 1 };
     let run = settings_of(base, &config, case.tokens);
     let request = request(base, adapter.shape(), &config, size, 0, &run, process);
     let plan = plan_or_remedies(base, &request)?;
