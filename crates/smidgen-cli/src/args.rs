@@ -210,6 +210,9 @@ pub struct DataArgs {
     pub memory: MemoryBudget,
     #[command(flatten)]
     pub window: WindowArgs,
+    /// Say how samples fit into packs, sequences of up to --max-seq-length tokens that several share
+    #[arg(long, help_heading = "Data")]
+    pub pack: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -234,6 +237,10 @@ pub struct TrainArgs {
     pub length: LengthArgs,
     #[command(flatten)]
     pub window: WindowArgs,
+    /// Let whole samples share sequences of up to --max-seq-length tokens, none seeing another; a
+    /// batch is then of such packs
+    #[arg(long, help_heading = "Data")]
+    pub pack: bool,
     /// Read the data in the file's order, every epoch
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
@@ -329,7 +336,7 @@ pub struct LengthArgs {
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=u64::from(u32::MAX)))]
     pub epochs: Option<u64>,
-    /// Sequences a step
+    /// Sequences a step, with --pack packs
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub batch_size: usize,
     /// Multiplies the batch; the mean is over all its targets

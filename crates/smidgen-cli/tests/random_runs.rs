@@ -183,6 +183,9 @@ impl Random {
             self.targets()
         );
         line += &numbers;
+        if data == "samples.jsonl" && self.one_in(2) {
+            line += " --pack";
+        }
         let layers = self.number(1, 3);
         for (n, flag) in [
             (3, "--max-grad-norm 0.5"),

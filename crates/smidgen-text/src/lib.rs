@@ -22,6 +22,7 @@ mod gguf;
 mod json;
 mod jsonl;
 mod order;
+mod packs;
 mod prepare;
 mod pretokenize;
 mod sentence_piece;
@@ -38,6 +39,7 @@ pub use error::{Result, TextError};
 pub use gguf::{GgufTokenizer, PackedStrings, PackedStringsIter};
 pub use jsonl::FeatureNames;
 pub use order::Order;
+pub use packs::Packs;
 pub use prepare::{
     MAX_PIECE_BYTES, PREPARE_BYTES, PrepareOptions, Progress, SHORT_PIECE_BYTES, prepare,
 };

@@ -150,7 +150,7 @@ pub fn bench(
     let process = process_row();
     let start = AdapterStart::random(base, &config.lora, config.seed)?;
     check_method(base, &config, start.shape())?;
-    let size = DataSize { sequences: 1, longest: case.tokens };
+    let size = DataSize { sequences: 1, longest: case.tokens, samples: 1 };
     let run = settings_of(base, &config, case.tokens);
     let request = request(base, start.shape(), &config, size, 0, &run, process);
     let plan = plan_or_remedies(base, &request)?;

@@ -59,6 +59,6 @@ pub use smidgen_runtime::memory;
 pub use smidgen_runtime::profile::{Cost, Phase, Profile, Work};
 pub use smidgen_text::{
     ChatTemplate, ChatTemplateSource, DataFiles, Dataset, FeatureNames, Fingerprint, Message,
-    Order, PrepareOptions, Progress, Sequence, StreamDecoder, Summary, TokenFile, TokenFileHeader,
-    TokenFileKind, Tokenizer, WindowSpec,
+    Order, Packs, PrepareOptions, Progress, Sequence, StreamDecoder, Summary, TokenFile,
+    TokenFileHeader, TokenFileKind, Tokenizer, WindowSpec,
 };

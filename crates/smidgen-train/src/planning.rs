@@ -8,7 +8,7 @@ use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
 use smidgen_runtime::memory::{self, RunPhase};
 use smidgen_runtime::{Settings, fixed_rows};
-use smidgen_text::Sequence;
+use smidgen_text::{Dataset, Packs, Sequence};
 
 use crate::adapter::{AdapterNote, AdapterShape, AdapterStart};
 use crate::base::Base;
@@ -18,12 +18,21 @@ use crate::session::{TrainConfig, check_method};
 /// What of a dataset decides the memory of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataSize {
+    /// Sequences, or packs of them.
     pub sequences: usize,
-    /// Tokens of the longest sequence.
+    /// Tokens of the longest.
     pub longest: usize,
+    /// Samples of a pack, at most; 1 without packs.
+    pub samples: usize,
 }
 
 impl DataSize {
+    pub fn of(data: &Dataset, packs: Option<&Packs>) -> Self {
+        packs.map_or(Self { sequences: data.len(), longest: data.max_len(), samples: 1 }, |p| {
+            Self { sequences: p.len(), longest: p.longest(), samples: p.most_samples() }
+        })
+    }
+
     /// Rows of the longest pass.
     pub fn tokens(self, longest_evaluation: usize) -> usize {
         self.longest.max(longest_evaluation)
@@ -31,7 +40,8 @@ impl DataSize {
 }
 
 /// The plan of a run whose data is not there yet: as many sequences as a step takes, each of
-/// `longest` tokens.
+/// `longest` tokens; with packs as many packs, each of as many samples as have room in `longest`
+/// tokens.
 ///
 /// # Errors
 /// Those of [`crate::Planned::new`].
@@ -80,7 +90,8 @@ fn ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Request> {
     let process = process_row();
     let start = adapter_start(base, config)?.0;
     check_method(base, config, start.shape())?;
-    let size = DataSize { sequences: config.sequences(), longest };
+    let samples = if config.pack { (longest / SHORTEST).max(1) } else { 1 };
+    let size = DataSize { sequences: config.sequences(), longest, samples };
     let settings = settings(base, config, longest);
     Ok(request(base, start.shape(), config, size, 0, &settings, process))
 }
@@ -121,10 +132,11 @@ pub(crate) fn request(
     let tokens = data.tokens(longest_evaluation);
     let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, settings, tokens);
     let held = config.sequences().min(data.sequences);
+    let packed = (data.samples - 1) * (SEQUENCE + PLACES);
     fixed.push(Row::new(
         "sequences",
         format!("{held} x {} tokens", data.longest),
-        (held * (data.longest * 5 + SEQUENCE) + tokens * 34 + data.sequences * 4) as u64,
+        (held * (data.longest * 5 + SEQUENCE + packed) + tokens * 34 + data.sequences * 4) as u64,
         "whole run",
         "ids, masks and the order of an epoch",
     ));
@@ -152,7 +164,8 @@ pub(crate) fn request(
             why,
         ));
     }
-    // One pass a step without clipping: each block can be updated as soon as it is done.
+    // One pass a step without clipping: each block can be updated as soon as it is done. A pack is
+    // no longer than a pass.
     let gradients = match (held, config.clip) {
         (1, None) => Gradients::Block,
         _ => Gradients::Whole,
@@ -183,6 +196,13 @@ pub(crate) fn request(
 /// Bytes of a sequence that is held beside its ids and its mask: two vectors and their blocks'
 /// headers.
 const SEQUENCE: usize = size_of::<Sequence>() + 48;
+
+/// Bytes of a pack's further sample in the lists of a pass: its segment, its part of a band, its
+/// blocks of queries and keys.
+const PLACES: usize = 320;
+
+/// Tokens of the shortest sample that has a target.
+const SHORTEST: usize = 2;
 
 /// Bytes of a LoRA factor in the lists that an adapter and its file's header are kept and written
 /// from.

@@ -9,7 +9,7 @@ use smidgen_graph::plan::{CurvePoint, Paged, Plan, Request, curve};
 use smidgen_graph::{Budget, OptimizerState, Rates};
 use smidgen_runtime::memory::{self, Meter, RunPhase};
 use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
-use smidgen_text::{Dataset, Fingerprint, Order, Sequence};
+use smidgen_text::{Dataset, Fingerprint, Order, Packs, Sequence};
 
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
 use crate::base::Base;
@@ -70,7 +70,7 @@ pub struct TrainConfig {
     pub init_adapter: Option<PathBuf>,
     /// How long.
     pub length: Length,
-    /// Sequences a step, times `grad_accumulation_steps`.
+    /// Sequences a step, or packs of them, times `grad_accumulation_steps`.
     pub batch_size: usize,
     /// Multiplies the batch; the mean is over all targets of the step.
     pub grad_accumulation_steps: usize,
@@ -84,6 +84,10 @@ pub struct TrainConfig {
     pub warmup: u64,
     /// Gradients are scaled down to this norm; none for no clipping.
     pub clip: Option<f64>,
+    /// Whether whole samples share sequences of up to [`smidgen_text::WindowSpec::longest`]
+    /// tokens, see [`Packs`]; attention and positions stay within each sample. The packs are the
+    /// same in every epoch.
+    pub pack: bool,
     /// Whether each epoch has an order of its own.
     pub shuffle: bool,
     /// Decides the start of A, the order and the dropout masks.
@@ -121,6 +125,7 @@ impl Default for TrainConfig {
             schedule: Shape::Constant,
             warmup: 0,
             clip: None,
+            pack: false,
             shuffle: true,
             seed: 0,
             memory: MemoryBudget::Auto,
@@ -169,6 +174,7 @@ impl TrainConfig {
 pub struct Planned {
     base: Base,
     data: Dataset,
+    packs: Option<Packs>,
     config: TrainConfig,
     start: AdapterStart,
     plan: Plan,
@@ -184,7 +190,8 @@ impl Planned {
     /// [`Session::evaluate`] will be given, 0 for none.
     ///
     /// # Errors
-    /// The budget is too small, a setting can't be, or the adapter to start from does not fit.
+    /// The budget is too small, a setting can't be, the adapter to start from does not fit, or the
+    /// data has nothing to pack.
     pub fn new(
         base: Base,
         data: Dataset,
@@ -192,22 +199,36 @@ impl Planned {
         config: TrainConfig,
     ) -> Result<Self> {
         config.check()?;
+        let longest = data.spec().longest();
+        let packs = config.pack.then(|| Packs::new(&data, longest)).transpose()?;
         let process = process_row();
         check_vocabulary(&base, &data)?;
         let (start, notes) = adapter_start(&base, &config)?;
         check_method(&base, &config, start.shape())?;
-        let size = DataSize { sequences: data.len(), longest: data.max_len() };
+        let size = DataSize::of(&data, packs.as_ref());
         let settings = settings(&base, &config, size.tokens(longest_evaluation));
         let request =
             request(&base, start.shape(), &config, size, longest_evaluation, &settings, process);
         let plan = plan_or_remedies(&base, &request)?;
-        let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
+        let steps_per_epoch = size.sequences.div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
             Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
         };
         let resumed = None;
-        Ok(Self { base, data, config, start, plan, request, settings, notes, steps, resumed })
+        Ok(Self {
+            base,
+            data,
+            packs,
+            config,
+            start,
+            plan,
+            request,
+            settings,
+            notes,
+            steps,
+            resumed,
+        })
     }
 
     /// The run that goes on where `state` was saved, in place of one that begins: its steps are
@@ -257,6 +278,7 @@ impl Planned {
         set("--bos", window.bos.to_string());
         set("--method", config.method.to_string());
         set("the number of sequences a step", config.sequences().to_string());
+        set("--pack", config.pack.to_string());
         set("--no-shuffle", (!config.shuffle).to_string());
         set("--seed", config.seed.to_string());
         set("--lora-rank", lora.rank.to_string());
@@ -285,6 +307,16 @@ impl Planned {
     /// What every budget would give: see [`smidgen_graph::plan::curve`].
     pub fn curve(&self) -> Vec<CurvePoint> {
         curve(self.base.blocks.as_ref(), &self.request)
+    }
+
+    /// The sequences that are trained on.
+    pub fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    /// The packs that they are in, if they are.
+    pub fn packs(&self) -> Option<&Packs> {
+        self.packs.as_ref()
     }
 
     /// What is worth telling about the adapter that the run starts from.
@@ -341,6 +373,7 @@ impl Planned {
             order,
             base: self.base,
             data: self.data,
+            packs: self.packs,
             config: self.config,
             adapter,
             plan,
@@ -405,6 +438,7 @@ pub struct StepReport {
 pub struct Session {
     base: Base,
     data: Dataset,
+    packs: Option<Packs>,
     config: TrainConfig,
     adapter: Adapter,
     stepper: Stepper,
@@ -625,19 +659,24 @@ impl Session {
         }
     }
 
-    /// Reads the next step's sequences. A step never reaches over the end of an epoch: the last
-    /// one may have fewer.
+    /// Reads the next step's sequences, those of its packs one after another. A step never reaches
+    /// over the end of an epoch: the last one may have fewer.
     fn read_sequences(&mut self) -> Result<()> {
         let size = self.config.sequences();
-        let per_epoch = self.data.len().div_ceil(size) as u64;
+        let count = self.packs.as_ref().map_or(self.data.len(), Packs::len);
+        let per_epoch = count.div_ceil(size) as u64;
         let done = self.record.done;
         let (epoch, at) = (done / per_epoch, (done % per_epoch) as usize);
         if at == 0 || self.epoch.is_empty() {
             // The old order goes before the new one comes.
             self.epoch = Vec::new();
-            self.epoch = self.order.epoch(self.data.len() as u32, epoch);
+            self.epoch = self.order.epoch(count as u32, epoch);
         }
         let chosen = &self.epoch[at * size..((at + 1) * size).min(self.epoch.len())];
+        if let Some(packs) = &self.packs {
+            let samples = chosen.iter().flat_map(|&pack| packs.get(pack as usize));
+            return read_samples(&self.data, samples, &mut self.sequences);
+        }
         self.sequences.resize_with(chosen.len(), Sequence::default);
         let longest = self.data.max_len();
         for (&index, sequence) in chosen.iter().zip(&mut self.sequences) {
@@ -676,6 +715,23 @@ pub(crate) fn trainable(
 pub(crate) fn check_method(base: &Base, config: &TrainConfig, shape: &AdapterShape) -> Result<()> {
     let layers = base.info.layers - shape.first_layer();
     config.method.check(layers, &config.optimizer, shape.config().dropout, config.clip)
+}
+
+/// Reads a step's samples, each into memory of its own length: their number and lengths change from
+/// step to step, and room for the longest in every place would be far more than the packs take.
+fn read_samples<'a>(
+    data: &Dataset,
+    samples: impl Iterator<Item = &'a u32> + Clone,
+    sequences: &mut Vec<Sequence>,
+) -> Result<()> {
+    sequences.clear();
+    sequences.reserve_exact(samples.clone().count());
+    for &sample in samples {
+        let mut sequence = Sequence::default();
+        data.read(sample as usize, &mut sequence)?;
+        sequences.push(sequence);
+    }
+    Ok(())
 }
 
 fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {

@@ -97,7 +97,8 @@ fn no_step_allocates() {
     let spool = Some(folder.path().to_owned());
     let plain = TrainConfig { threads: 2, ..TrainConfig::default() };
     let configs = [
-        TrainConfig { memory: MemoryBudget::Min, spool, ..plain.clone() },
+        TrainConfig { memory: MemoryBudget::Min, spool: spool.clone(), ..plain.clone() },
+        TrainConfig { memory: MemoryBudget::Min, spool, pack: true, ..plain.clone() },
         TrainConfig { memory: MemoryBudget::Min, ..plain.clone() },
         TrainConfig { memory: MemoryBudget::Unlimited, ..plain.clone() },
         TrainConfig {
@@ -116,7 +117,8 @@ fn no_step_allocates() {
     for case in &cases {
         for config in &configs {
             let (grown, largest) = watch(case, config, folder.path());
-            let what = format!("{} with {:?}", case.model.display(), config.memory);
+            let (name, packs) = (case.model.display(), if config.pack { ", packs" } else { "" });
+            let what = format!("{name} with {:?}{packs}", config.memory);
             println!("{what}: {grown} bytes beside what lived, {largest} in the largest block");
             assert!(grown <= MOST as isize, "{what}: {grown} bytes");
             assert!(largest <= MOST, "{what}: a block of {largest} bytes");

@@ -93,6 +93,7 @@ fn a_resumed_run_takes_the_same_steps() {
         config(),
         TrainConfig { optimizer: OptimizerConfig::adamw_8bit(0.01), ..per_block.clone() },
         TrainConfig { optimizer: OptimizerConfig::Sgd { weight_decay: 0.1 }, ..config() },
+        TrainConfig { pack: true, ..per_block.clone() },
         per_block,
     ];
     for config in configs {
@@ -142,9 +143,10 @@ fn another_run_is_named() {
     let path = folder.path().join("run.state");
     let mut session = planned(folder.path(), config()).start().unwrap();
     session.save_state(&path).unwrap();
-    let others: [(&str, TrainConfig); 6] = [
+    let others: [(&str, TrainConfig); 7] = [
         ("--learning-rate was 0.003 and is 0.001", TrainConfig { learning_rate: 1e-3, ..config() }),
         ("--seed was 0 and is 1", TrainConfig { seed: 1, ..config() }),
+        ("--pack was false and is true", TrainConfig { pack: true, ..config() }),
         ("--no-shuffle was false and is true", TrainConfig { shuffle: false, ..config() }),
         ("--iters was 7 and is 8", TrainConfig { length: Length::Iters(8), ..config() }),
         ("--max-grad-norm was 1 and is none", TrainConfig { clip: None, ..config() }),

@@ -105,7 +105,7 @@ pub use smidgen_train::{
 // Data.
 pub use smidgen_train::{
     ChatTemplate, ChatTemplateSource, DataFiles, Dataset, FeatureNames, Fingerprint, Message,
-    PrepareReport, Progress, Sequence, StreamDecoder, Summary, TokenFile, TokenFileHeader,
+    Packs, PrepareReport, Progress, Sequence, StreamDecoder, Summary, TokenFile, TokenFileHeader,
     TokenFileKind, Tokenizer, WindowSpec,
 };
 

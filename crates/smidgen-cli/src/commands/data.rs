@@ -1,8 +1,11 @@
 //! `smidgen data`: what a file will be trained on.
 
 use serde::Serialize;
-use smidgen::{Base, DataFiles, Dataset, Sequence, TokenFileHeader, Tokenizer, is_token_file};
+use smidgen::{
+    Base, DataFiles, Dataset, Packs, Sequence, TokenFileHeader, Tokenizer, is_token_file,
+};
 
+use super::run_data::{check_pack, packed};
 use super::{chunks_note, open, open_model, temporary_folder};
 use crate::args::DataArgs;
 use crate::error::{Failure, Result};
@@ -24,6 +27,8 @@ struct DataReport {
     length_max: usize,
     truncated: usize,
     dropped: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packed: Option<PackReport>,
     vocab_size: u32,
     tokenizer_fingerprint: String,
     /// The file or model whose template wrote the chats; null where none is one, or the template is
@@ -40,6 +45,32 @@ struct DataReport {
     notes: Vec<String>,
 }
 
+/// Of --pack.
+#[derive(Debug, Serialize)]
+struct PackReport {
+    packs: usize,
+    /// Tokens that a pack has room for.
+    capacity: usize,
+    /// Tokens of all samples, after truncation, BOS included.
+    tokens: u64,
+    /// Of all packs' room.
+    filled_share: f64,
+    /// Of the pack that has the most of them.
+    most_samples: usize,
+}
+
+impl From<&Packs> for PackReport {
+    fn from(packs: &Packs) -> Self {
+        Self {
+            packs: packs.len(),
+            capacity: packs.capacity(),
+            tokens: packs.tokens(),
+            filled_share: packs.filled(),
+            most_samples: packs.most_samples(),
+        }
+    }
+}
+
 pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     let ui = Ui::new(args.output);
     let base = args.window.chat.template.apply(open_model(&args.model)?);
@@ -50,6 +81,7 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
             args.data.display()
         ))
     })?;
+    check_pack(args.pack, &input)?;
     let is_tokens = is_token_file(&input);
     if let Some(out) = &args.out {
         if is_tokens {
@@ -68,6 +100,9 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
     let opened = open(&base, &input, &options, &out, stop)?;
     let data = opened.dataset;
     let summary = data.summary().map_err(smidgen::Error::from)?;
+    let longest = options.window.longest();
+    let packs = args.pack.then(|| Packs::new(&data, longest)).transpose();
+    let packs = packs.map_err(smidgen::Error::from)?;
     let header = data.file().header();
     let report = DataReport {
         data: path_text(&input),
@@ -81,6 +116,7 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
         length_max: summary.length_max,
         truncated: summary.truncated,
         dropped: summary.dropped,
+        packed: packs.as_ref().map(PackReport::from),
         vocab_size: header.vocab_size,
         tokenizer_fingerprint: header.fingerprint.to_string(),
         chat_template: chat_template(&base, header)?,
@@ -92,6 +128,9 @@ pub fn run(args: &DataArgs, stop: &Stop) -> Result<()> {
         notes: chunks_note(&options, &data).into_iter().collect(),
     };
     tell(&ui, &report);
+    if let Some(packs) = &packs {
+        ui.say(&format!("packed: {}", packed(&data, packs)));
+    }
     if args.show > 0 {
         show(&ui, &data, &base.tokenizer()?, args.show)?;
     }

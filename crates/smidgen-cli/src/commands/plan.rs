@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use smidgen::{CurvePoint, MemoryBudget, Plan, Planned, curve_ahead, plan_ahead, plan_prepare};
 
-use super::run_data::{RunData, RunFiles};
+use super::run_data::{RunData, RunFiles, say_packs};
 use super::settings::{check_ahead, config, longest, with_rates};
 use super::train::{say_adapter, say_data};
 use super::{open_model, say_model, say_notes, temporary_folder};
@@ -34,7 +34,8 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
             plan_ahead(&base, longest, &config)?;
         }
         let config = with_rates(args, config)?;
-        ui.say(&format!("data      none given: planned for sequences of {longest} tokens"));
+        let what = if config.pack { "packs" } else { "sequences" };
+        ui.say(&format!("data      none given: planned for {what} of {longest} tokens"));
         if curve.is_some() {
             let points = curve_ahead(&base, longest, &config)?;
             return tell_curve(&ui, &points, picture, Report::of(&base));
@@ -57,6 +58,7 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
     say_data(&ui, &files.train, &data.train);
     let longest = data.longest_evaluation();
     let planned = Planned::new(base, data.train, longest, config)?;
+    say_packs(&ui, planned.data(), planned.packs());
     say_adapter(&ui, planned.adapter());
     if curve.is_some() {
         return tell_curve(&ui, &planned.curve(), picture, Report::of(planned.base()));

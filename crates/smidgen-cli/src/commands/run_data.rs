@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use smidgen::{
-    Base, DataFiles, DataOptions, Dataset, MemoryBudget, PrepareReport, WindowSpec, is_token_file,
-    plan_prepare,
+    Base, DataFiles, DataOptions, Dataset, MemoryBudget, Packs, PrepareReport, WindowSpec,
+    is_token_file, plan_prepare,
 };
 
 use super::{chunks_note, open};
 use crate::args::TrainArgs;
 use crate::error::{Failure, Result};
 use crate::stop::Stop;
+use crate::ui::{Ui, count, grouped};
 
 /// The files that a run reads.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ impl RunFiles {
                 data.display()
             ))
         })?;
+        check_pack(args.pack, &train)?;
         let valid = args.watch.valid_data.clone().or(files.valid);
         if args.watch.steps_per_eval.is_some() && valid.is_none() {
             return Err(Failure::usage(
@@ -92,5 +94,36 @@ impl RunData {
     /// Tokens of the longest sequence that will be evaluated, 0 for none.
     pub fn longest_evaluation(&self) -> usize {
         self.valid.as_ref().map_or(0, Dataset::max_len)
+    }
+}
+
+/// Refuses, before it is read, a text that has nothing to pack.
+pub fn check_pack(pack: bool, input: &Path) -> Result<()> {
+    if pack && input.extension().is_some_and(|extension| extension == "txt") {
+        return Err(Failure::usage(format!(
+            "--pack: {} is one long text, whose windows are full already; leave --pack out",
+            input.display()
+        )));
+    }
+    Ok(())
+}
+
+/// How samples fit into packs.
+pub fn packed(data: &Dataset, packs: &Packs) -> String {
+    format!(
+        "{} into {} of {} tokens, {:.1} % filled by {}",
+        count(data.len() as u64, "sample"),
+        count(packs.len() as u64, "pack"),
+        grouped(packs.capacity() as u64),
+        100.0 * packs.filled(),
+        count(packs.tokens(), "token")
+    )
+}
+
+/// The line of a run on how its samples fit into packs, if they are packed.
+pub fn say_packs(ui: &Ui, data: &Dataset, packs: Option<&Packs>) {
+    if let Some(packs) = packs {
+        let (cut, out) = (data.truncated(), data.dropped());
+        ui.say(&format!("packed    {}; {cut} truncated, {out} left out", packed(data, packs)));
     }
 }

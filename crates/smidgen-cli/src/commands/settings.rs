@@ -47,6 +47,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         },
         warmup: optimizer.warmup,
         clip: optimizer.max_grad_norm,
+        pack: args.pack,
         shuffle: !args.no_shuffle,
         seed: optimizer.seed,
         memory: args.memory(),
@@ -137,8 +138,7 @@ pub fn optimizer_config(name: OptimizerName, weight_decay: Option<f64>) -> Optim
 
 /// Tokens of the longest sequence that the flags allow.
 pub fn longest(args: &TrainArgs) -> usize {
-    let window = args.window.options(args.memory()).window;
-    window.max_seq_length + usize::from(window.bos)
+    args.window.options(args.memory()).window.longest()
 }
 
 /// Refuses, before any data is read, settings that can't be and a budget that no data would fit.

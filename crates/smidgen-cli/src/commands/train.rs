@@ -10,7 +10,7 @@ use smidgen::{
     plan_prepare,
 };
 
-use super::run_data::{RunData, RunFiles};
+use super::run_data::{RunData, RunFiles, say_packs};
 use super::samples::{self, Samples};
 use super::settings::{check_ahead, config, with_rates};
 use super::{open_model, plan, say_model, say_notes};
@@ -90,6 +90,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
             format!("{} holds an adapter, which this run's first save replaces", out.display());
         report.notes.push(what);
     }
+    say_packs(ui, planned.data(), planned.packs());
     say_adapter(ui, planned.adapter());
     say_method(ui, args, &method);
     let mut evaluated = None;
@@ -194,7 +195,9 @@ fn samples(
     let (count, tokens) = (args.watch.sample_prompts, args.watch.sample_tokens as usize);
     let Some(valid) = data.valid.as_ref().filter(|_| count > 0) else { return Ok(None) };
     let longest = data.train.max_len().max(data.longest_evaluation());
-    let plan = plan_ahead(base, longest, config).ok();
+    // Packs take no less than as many single sequences.
+    let config = TrainConfig { pack: false, ..config.clone() };
+    let plan = plan_ahead(base, longest, &config).ok();
     let Some(plan) = plan.filter(|plan| plan.paged != Paged::All) else { return Ok(None) };
     let peak = plan.peak_bytes;
     if plan_prepare(base, Path::new("prompts.jsonl"), MemoryBudget::Bytes(peak)).is_err() {
