@@ -33,7 +33,7 @@ pub fn gradient(
 ) -> Result<Vec<f32>> {
     let config = TrainConfig { method: Method::Exact, ..config.clone() };
     let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-    let size = DataSize { sequences: sequences.len(), longest };
+    let size = DataSize { sequences: sequences.len(), longest, samples: 1 };
     let settings = settings(base, &config, longest);
     let mut request = request(base, adapter.shape(), &config, size, 0, &settings, process_row());
     (request.gradients, request.optimizer_state) = (Gradients::Whole, vec![]);
