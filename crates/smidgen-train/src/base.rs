@@ -37,8 +37,9 @@ impl Base {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let gguf = Gguf::open(&path)?;
-        let model = smidgen_models::open(&gguf)?;
-        let weights = Arc::new(ModelWeights::bind(gguf, model.blocks.as_ref())?);
+        let model = smidgen_models::open(&gguf).map_err(Error::in_file(&path))?;
+        let weights = ModelWeights::bind(gguf, model.blocks.as_ref());
+        let weights = Arc::new(weights.map_err(Error::in_file(&path))?);
         let (info, blocks, meter) = (model.info, model.blocks, Meter::default());
         let (tokenizer_json, chat_template) = (None, None);
         Ok(Self { path, info, blocks, weights, tokenizer_json, chat_template, meter })
@@ -191,8 +192,8 @@ impl Base {
         let bytes = read_json(path)?;
         let gguf = self.weights.gguf();
         let id = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}")).optional();
-        let tokenizer =
-            Tokenizer::from_json(&bytes)?.with_bos_eos(id("bos_token_id")?, id("eos_token_id")?)?;
+        let tokenizer = Tokenizer::from_json(&bytes).map_err(Error::in_file(path))?;
+        let tokenizer = tokenizer.with_bos_eos(id("bos_token_id")?, id("eos_token_id")?)?;
         if tokenizer.vocab_size() > self.info.vocabulary {
             return Err(Error::setting(format!(
                 "{} has {} tokens and the model {}; give the tokenizer.json of this model",
@@ -205,7 +206,8 @@ impl Base {
     }
 
     fn own_tokenizer(&self) -> Result<Tokenizer> {
-        let tokenizer = Tokenizer::from_gguf(&self.gguf_tokenizer()?)?;
+        let tokenizer =
+            Tokenizer::from_gguf(&self.gguf_tokenizer()?).map_err(Error::in_file(&self.path))?;
         self.weights.gguf().release_header();
         // What building took and gave back.
         smidgen_weights::release_free_heap();
