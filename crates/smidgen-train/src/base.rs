@@ -11,7 +11,7 @@ use smidgen_runtime::ModelWeights;
 use smidgen_runtime::memory::Meter;
 use smidgen_text::{
     ChatTemplate, ChatTemplateSource, Fingerprint, GgufTokenizer, PREPARE_BYTES, PackedStrings,
-    Tokenizer,
+    TextError, Tokenizer,
 };
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
@@ -181,7 +181,7 @@ impl Base {
     pub fn prepare_bytes(&self, chat: Option<&ChatTemplateSource>) -> Result<u64> {
         let tokenizer = match &self.tokenizer_json {
             Some(path) => json_bytes(path)?.saturating_mul(JSON_MEMORY),
-            None => self.gguf_tokenizer()?.memory()?,
+            None => self.gguf_tokenizer()?.memory().map_err(Error::in_file(&self.path))?,
         };
         self.weights.gguf().release_header();
         let chat = chat.map_or(0, ChatTemplateSource::prepare_bytes);
@@ -208,6 +208,11 @@ impl Base {
     fn own_tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer =
             Tokenizer::from_gguf(&self.gguf_tokenizer()?).map_err(Error::in_file(&self.path))?;
+        let (tokens, rows) = (tokenizer.vocab_size(), self.info.vocabulary);
+        if tokens > rows {
+            let what = format!("it has {tokens} tokens, and the model's embedding {rows}");
+            return Err(Error::in_file(&self.path)(TextError::BadVocabulary(what)));
+        }
         self.weights.gguf().release_header();
         // What building took and gave back.
         smidgen_weights::release_free_heap();

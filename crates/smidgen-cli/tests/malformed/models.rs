@@ -113,11 +113,11 @@ pub fn cases() -> Vec<Case> {
             put("blk.", 0, b"1"),
             &["twice.gguf: byte", "blk.1.", "occurs twice", "download"],
         ),
-        case("shape.gguf", dims([192, 160]), &["shape.gguf", "192 x 160", "192 x 192"]),
+        case("shape.gguf", dims([192, 160]), &["shape.gguf", "160 x 192", "192 x 192"]),
         case(
             "rows.gguf",
             put("token_embd.weight", 12, &u64(512)),
-            &["rows.gguf", "1024 tokens", "512"],
+            &["rows.gguf", "1024 tokens", "embedding 512", "convert the model again"],
         ),
         case(
             "zero.gguf",
