@@ -220,6 +220,9 @@ fn texts_in_variables() {
         "{% set a %}ab{% endset %}".to_owned() + &"{% set a %}{{ a }}{{ a }}{% endset %}".repeat(60),
         "{% with a = 'ab' %}".to_owned() + &"{% with b = a ~ a, a = b %}".repeat(40) + &"{% endwith %}".repeat(41),
         format!("{{% set a = '{long}' %}}{{{{ {} }}}}", ["a"; 400].join(" ~ ")),
+        "{% macro m() %}{% call m() %}{{ caller() }}{% endcall %}{% endmacro %}{{ m() }}".into(),
+        "{% macro m(f) %}{{ [f(f)] | join | upper }}{% endmacro %}{{ m(m) }}".into(),
+        "{% for x in [1] recursive %}{{ [loop([1])] | join }}{% endfor %}".into(),
         "{{ raise_exception('a' * 9000000 ~ 'a' * 9000000) }}".into(),
         "{{ 'ab' | map('replace', '', 'x' * 9000000) | list }}".into(),
     ] {
