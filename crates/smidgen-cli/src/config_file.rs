@@ -107,10 +107,17 @@ fn flags(
         if overridden || opposite.is_some_and(is_typed) || values.is_empty() {
             continue;
         }
-        out.push(match is_switch {
+        let flag = match is_switch {
             true => format!("--{name}"),
             false => format!("--{name}={}", values.join(",")),
-        });
+        };
+        let alone = subcommand.clone().mut_args(|a| a.required(false));
+        if let Err(error) = alone.try_get_matches_from(["", &flag]) {
+            let told = error.to_string();
+            let first = told.lines().next().unwrap_or_default();
+            return Err(format!("line {line}: {}", first.trim_start_matches("error: ")));
+        }
+        out.push(flag);
     }
     Ok(out)
 }

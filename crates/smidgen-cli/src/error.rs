@@ -1,7 +1,7 @@
 //! What ends a command, and with which exit code.
 
-use std::fmt;
 use std::path::Path;
+use std::{fmt, io};
 
 use smidgen::Kind;
 
@@ -30,7 +30,7 @@ impl Failure {
     /// For `map_err` on what is done with a file.
     pub fn file(action: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let what = format!("cannot {action} {}", path.display());
-        move |error| Self::File(format!("{what}: {error}"))
+        move |error| Self::File(format!("{what}: {error}{}", next_step(&error)))
     }
 
     pub fn exit_code(&self) -> u8 {
@@ -61,10 +61,38 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Library(error) => error.fmt(f),
+            Self::Library(error) => {
+                let told = error.to_string();
+                let next = if told.contains("; ") { "" } else { next_step_of(error) };
+                write!(f, "{told}{next}")
+            }
             Self::Usage(what) | Self::Budget(what) | Self::File(what) => f.write_str(what),
             Self::Interrupted(_) => f.write_str("interrupted"),
         }
+    }
+}
+
+/// What to do about the system's word that lies under `error`, if one does.
+fn next_step_of(error: &smidgen::Error) -> &'static str {
+    let first: &(dyn std::error::Error + 'static) = error;
+    let mut causes = std::iter::successors(Some(first), |error| error.source());
+    causes.find_map(|error| error.downcast_ref::<io::Error>()).map_or("", next_step)
+}
+
+fn next_step(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; name a place that you may use"
+        }
+        io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::AlreadyExists => "; name another place",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room there, or name another place"
+        }
+        io::ErrorKind::InvalidData => "; the file is of another kind or damaged",
+        _ => "",
     }
 }
 

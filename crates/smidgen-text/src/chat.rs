@@ -2,12 +2,17 @@
 //!
 //! A template is a small program in Jinja that a model brings along. What it sees and how it is run
 //! is what transformers' `apply_chat_template` does; tests hold the two together byte for byte.
-//! It is a program of others: its steps are counted and its text is bounded, both by the size of the
-//! chat that it renders, and it sees no file and no clock. What its variables hold in between is not
-//! bounded, so a template deserves no less trust than a program.
+//! It is a program of others: its steps, its text and what its values take are bounded, all by the
+//! size of the chat that it renders, and it sees no file, no clock and no other template. A template
+//! that asks for more fails with a message. To that end it is written anew before it runs
+//! ([`rewrite`]), and all that makes values asks for [`room`] first.
 
+mod builtins;
 mod functions;
 mod generation;
+mod operators;
+mod rewrite;
+mod room;
 mod source;
 mod spans;
 
@@ -16,10 +21,8 @@ use std::io::{self, Write};
 use std::iter;
 use std::ops::Range;
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::{AutoEscape, Environment, ErrorKind, Output, State};
 
 pub use source::ChatTemplateSource;
 
@@ -30,8 +33,7 @@ use functions::{Refusal, raise_exception, strftime_now, tojson};
 
 pub(crate) use generation::has_sentinel;
 
-/// Instructions of the template that any chat may take. Few enough that lists which a template puts
-/// into each other, one an instruction, can be taken apart on a stack of 2 MB.
+/// Instructions of the template that any chat may take.
 const FUEL: u64 = 20_000;
 
 /// Instructions more for each value in a chat: an object, a list, a string. Templates take 10 to 40.
@@ -120,8 +122,10 @@ impl ChatTemplate {
             let text = text.replace("\r\n", "\n").replace('\r', "\n");
             let rewritten = generation::rewrite(&text);
             *marks = rewritten.is_some();
-            environment.add_template_owned(name, rewritten.unwrap_or(text)).map_err(|error| {
-                let what = format!("the chat template is broken, {}", told(&error));
+            let added = rewrite::rewrite(&rewritten.unwrap_or(text))
+                .and_then(|text| environment.add_template_owned(name, text));
+            added.map_err(|error| {
+                let what = format!("the chat template is broken, {}; {ANOTHER}", told(&error));
                 TextError::template(&source.origin, what)
             })?;
         }
@@ -258,8 +262,10 @@ impl ChatTemplate {
         prompt: bool,
         out: &mut dyn Write,
     ) -> std::result::Result<(), ChatError> {
+        let messages = &chat.messages[..count];
         let context = Value::from_pairs([
-            ("messages", Value::from(chat.messages[..count].to_vec())),
+            (room::NAME, Value::from(room::of_chat(messages.iter().chain([&chat.tools])))),
+            ("messages", Value::from(messages.to_vec())),
             ("tools", chat.tools.clone()),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(prompt)),
@@ -308,12 +314,13 @@ const NAMES: [&str; 2] = ["default", "tool_use"];
 /// Jinja as transformers sets it up.
 fn environment(tokenizer: &Tokenizer) -> Environment<'static> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+    environment.set_syntax(rewrite::plain_syntax());
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_formatter(write_value);
+    builtins::add_to(&mut environment);
+    operators::add_to(&mut environment);
     environment.add_filter("tojson", tojson);
-    environment.add_function("raise_exception", |message: Value| raise_exception(&message));
+    environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: String| strftime_now(&format));
     for (name, id) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
         if let Some(token) = id.and_then(|id| tokenizer.token(id)) {
@@ -321,6 +328,22 @@ fn environment(tokenizer: &Tokenizer) -> Environment<'static> {
         }
     }
     environment
+}
+
+/// Writes a value to the text, or to that of a variable.
+fn write_value(
+    out: &mut Output,
+    state: &mut State,
+    value: &Value,
+) -> std::result::Result<(), minijinja::Error> {
+    match value.as_str() {
+        Some(text) => {
+            room::take(state, text.len() as u64)?;
+            out.write_str(text)?;
+        }
+        None => out.write_str(&room::text(state, value)?)?,
+    }
+    Ok(())
 }
 
 /// A writer that takes no more than `limit` bytes.
@@ -345,6 +368,9 @@ impl Write for Bounded {
     }
 }
 
+/// What to do about a template.
+const ANOTHER: &str = "mend it, or give another with --chat-template";
+
 /// What to tell of a rendering that failed.
 fn failure(error: &minijinja::Error) -> String {
     let mut cause = error.source();
@@ -356,9 +382,10 @@ fn failure(error: &minijinja::Error) -> String {
     }
     match error.kind() {
         ErrorKind::OutOfFuel => {
-            "the chat template takes far more steps than such a chat needs; it may never end".into()
+            let what = "the chat template takes far more steps than such a chat needs";
+            format!("{what}; it may never end; {ANOTHER}")
         }
-        _ => format!("the chat template fails, {}", told(error)),
+        _ => format!("the chat template fails, {}; {ANOTHER}", told(error)),
     }
 }
 

@@ -330,9 +330,10 @@ fn too_short(tokens: u64, spec: &WindowSpec) -> String {
     );
     match spec.chunks {
         Some(_) => format!(
-            "{has}, and a number of windows is read of whole ones of {}",
+            "{has}, and a number of windows is read of whole ones of {}; give a longer \
+             text, or a smaller --max-seq-length",
             spec.max_seq_length
         ),
-        None => format!("{has}, and the shortest window 2"),
+        None => format!("{has}, and the shortest window 2; give a longer text"),
     }
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum TextError {
     /// The tokenizer's kind is one this crate does not know.
-    #[error("{key} is {found:?}, which is not supported; known: {known}")]
+    #[error(
+        "{key} is {found:?}, which is not supported; known: {known}; give the model's \
+         tokenizer.json with --tokenizer"
+    )]
     UnknownTokenizer {
         /// The metadata key that names the kind.
         key: &'static str,
@@ -17,10 +20,10 @@ pub enum TextError {
         known: &'static str,
     },
     /// The tokenizer's tables contradict themselves.
-    #[error("tokenizer: {0}")]
+    #[error("tokenizer: {0}; convert the model again, or give its tokenizer.json with --tokenizer")]
     BadVocabulary(String),
     /// `tokenizer.json` could not be read, or failed on a text.
-    #[error("tokenizer.json: {0}")]
+    #[error("this is no usable tokenizer.json: {0}; give the one that belongs to the model")]
     TokenizerJson(String),
     /// A file could not be opened, read or written.
     #[error("{path}: {source}", path = path.display())]
@@ -74,7 +77,10 @@ pub enum TextError {
         bytes: usize,
     },
     /// A token file is damaged, or not a token file.
-    #[error("{path}: not a usable token file: {what}", path = path.display())]
+    #[error(
+        "{path}: not a usable token file: {what}; make it again with smidgen data --out",
+        path = path.display()
+    )]
     BadTokenFile {
         /// The file.
         path: PathBuf,

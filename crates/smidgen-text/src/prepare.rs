@@ -125,7 +125,7 @@ pub fn prepare(
         TokenFileKind::Samples => job.samples()?,
     }
     if job.writer.header().tokens == 0 {
-        return Err(TextError::data(input, "the file is empty"));
+        return Err(TextError::data(input, "the file is empty; give one with text or samples"));
     }
     job.writer.finish(job.reader.hash.finalize().into())
 }
@@ -229,7 +229,10 @@ impl Job<'_> {
     }
 
     fn not_utf8(&self, at: u64) -> TextError {
-        TextError::data(self.input, format!("byte {at} is not part of UTF-8 text"))
+        TextError::data(
+            self.input,
+            format!("byte {at} is not part of UTF-8 text; convert the file to UTF-8"),
+        )
     }
 
     fn no_room(&self, place: String, bytes: usize) -> TextError {

@@ -11,7 +11,7 @@ use smidgen_runtime::ModelWeights;
 use smidgen_runtime::memory::Meter;
 use smidgen_text::{
     ChatTemplate, ChatTemplateSource, Fingerprint, GgufTokenizer, PREPARE_BYTES, PackedStrings,
-    Tokenizer,
+    TextError, Tokenizer,
 };
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
@@ -37,8 +37,9 @@ impl Base {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let gguf = Gguf::open(&path)?;
-        let model = smidgen_models::open(&gguf)?;
-        let weights = Arc::new(ModelWeights::bind(gguf, model.blocks.as_ref())?);
+        let model = smidgen_models::open(&gguf).map_err(Error::in_file(&path))?;
+        let weights = ModelWeights::bind(gguf, model.blocks.as_ref());
+        let weights = Arc::new(weights.map_err(Error::in_file(&path))?);
         let (info, blocks, meter) = (model.info, model.blocks, Meter::default());
         let (tokenizer_json, chat_template) = (None, None);
         Ok(Self { path, info, blocks, weights, tokenizer_json, chat_template, meter })
@@ -180,7 +181,7 @@ impl Base {
     pub fn prepare_bytes(&self, chat: Option<&ChatTemplateSource>) -> Result<u64> {
         let tokenizer = match &self.tokenizer_json {
             Some(path) => json_bytes(path)?.saturating_mul(JSON_MEMORY),
-            None => self.gguf_tokenizer()?.memory()?,
+            None => self.gguf_tokenizer()?.memory().map_err(Error::in_file(&self.path))?,
         };
         self.weights.gguf().release_header();
         let chat = chat.map_or(0, ChatTemplateSource::prepare_bytes);
@@ -191,8 +192,8 @@ impl Base {
         let bytes = read_json(path)?;
         let gguf = self.weights.gguf();
         let id = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}")).optional();
-        let tokenizer =
-            Tokenizer::from_json(&bytes)?.with_bos_eos(id("bos_token_id")?, id("eos_token_id")?)?;
+        let tokenizer = Tokenizer::from_json(&bytes).map_err(Error::in_file(path))?;
+        let tokenizer = tokenizer.with_bos_eos(id("bos_token_id")?, id("eos_token_id")?)?;
         if tokenizer.vocab_size() > self.info.vocabulary {
             return Err(Error::setting(format!(
                 "{} has {} tokens and the model {}; give the tokenizer.json of this model",
@@ -205,7 +206,13 @@ impl Base {
     }
 
     fn own_tokenizer(&self) -> Result<Tokenizer> {
-        let tokenizer = Tokenizer::from_gguf(&self.gguf_tokenizer()?)?;
+        let tokenizer =
+            Tokenizer::from_gguf(&self.gguf_tokenizer()?).map_err(Error::in_file(&self.path))?;
+        let (tokens, rows) = (tokenizer.vocab_size(), self.info.vocabulary);
+        if tokens > rows {
+            let what = format!("it has {tokens} tokens, and the model's embedding {rows}");
+            return Err(Error::in_file(&self.path)(TextError::BadVocabulary(what)));
+        }
         self.weights.gguf().release_header();
         // What building took and gave back.
         smidgen_weights::release_free_heap();

@@ -1,6 +1,6 @@
 //! What can go wrong, and what kind of thing it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of a run's operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -29,6 +29,14 @@ pub enum Error {
     /// The process took more than the budget; what was trained can still be saved.
     #[error(transparent)]
     BudgetCrossed(#[from] smidgen_runtime::memory::BudgetCrossed),
+    /// What a file says of its model or tokenizer.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// A setting that can't be.
     #[error("{0}")]
     Setting(String),
@@ -105,6 +113,21 @@ impl Error {
             | Self::Runtime(smidgen_runtime::Error::Cancelled)
             | Self::Text(smidgen_text::TextError::Cancelled) => Kind::Cancelled,
             _ => Kind::Failed,
+        }
+    }
+
+    /// For `map_err` on what is read of `path`: names it, where the error does not.
+    pub(crate) fn in_file<E: Into<Self>>(path: &Path) -> impl FnOnce(E) -> Self {
+        use smidgen_models::Error as Model;
+        use smidgen_runtime::Error as Runtime;
+        use smidgen_text::TextError as Text;
+        move |error| match error.into() {
+            source @ (Self::Model(Model::Value { .. } | Model::Family { .. })
+            | Self::Runtime(Runtime::Shape { .. } | Runtime::Unused { .. })
+            | Self::Text(
+                Text::UnknownTokenizer { .. } | Text::BadVocabulary(_) | Text::TokenizerJson(_),
+            )) => Self::InFile { path: path.to_owned(), source: Box::new(source) },
+            other => other,
         }
     }
 

@@ -149,7 +149,9 @@ impl TrainConfig {
         positive("--threads", self.threads)?;
         if !(self.learning_rate >= 0.0 && self.learning_rate.is_finite()) {
             let rate = self.learning_rate;
-            return Err(Error::setting(format!("--learning-rate {rate}: it is at least 0")));
+            return Err(Error::setting(format!(
+                "--learning-rate {rate}: it is at least 0, and finite"
+            )));
         }
         if self.clip.is_some_and(|c| c.is_nan() || c <= 0.0) {
             return Err(Error::setting("--max-grad-norm: it is above 0"));

@@ -79,6 +79,10 @@ impl Checkpoint {
                      transformers and save it with save_pretrained"
                 )));
             }
+            if !path.exists() {
+                let what = format!("{name} of {INDEX_FILE} is not there; download all shards");
+                return Err(wrong(what));
+            }
             let file = File::open(&path).map_err(|source| Error::io("open", &path, source))?;
             for (tensor, stored) in safetensors::read(&path, &file)? {
                 if tensors.contains_key(&tensor) {

@@ -26,7 +26,7 @@ pub enum Error {
     },
 
     /// The bytes of a file contradict its format.
-    #[error("{path}: byte {offset}: {what}", path = path.display())]
+    #[error("{path}: byte {offset}: {what}{next}", path = path.display(), next = next_step(what))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -37,7 +37,11 @@ pub enum Error {
     },
 
     /// The GGUF metadata lacks a key.
-    #[error("{path}: metadata has no {key}", path = path.display())]
+    #[error(
+        "{path}: metadata has no {key}; the file is of an unknown variant: convert the model again \
+         with a current llama.cpp",
+        path = path.display()
+    )]
     MissingKey {
         /// The file.
         path: PathBuf,
@@ -46,7 +50,11 @@ pub enum Error {
     },
 
     /// A GGUF metadata value has another type, or is out of range for the one asked for.
-    #[error("{path}: metadata {key} should be {expected}, not {found}", path = path.display())]
+    #[error(
+        "{path}: metadata {key} should be {expected}, not {found}; convert the model again with a \
+         current llama.cpp",
+        path = path.display()
+    )]
     KeyType {
         /// The file.
         path: PathBuf,
@@ -59,7 +67,11 @@ pub enum Error {
     },
 
     /// The GGUF file lacks a tensor.
-    #[error("{path}: there is no tensor {tensor}", path = path.display())]
+    #[error(
+        "{path}: there is no tensor {tensor}; the file is incomplete or of an unknown variant: \
+         download or convert the model again",
+        path = path.display()
+    )]
     MissingTensor {
         /// The file.
         path: PathBuf,
@@ -92,7 +104,7 @@ pub enum Error {
     },
 
     /// A JSON file does not parse.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {source}; write or download the file again", path = path.display())]
     Json {
         /// The file.
         path: PathBuf,
@@ -117,6 +129,11 @@ pub enum Error {
         /// What is wrong, and what to do about it.
         what: String,
     },
+}
+
+/// What to do about damaged bytes, where it is not told with them.
+fn next_step(what: &str) -> &'static str {
+    if what.contains("; ") { "" } else { "; the file is damaged: download or write it again" }
 }
 
 impl Error {

@@ -93,11 +93,11 @@ fn says_what_it_found_instead() {
     let gguf = open(&GgufBytes::sample().bytes()).unwrap();
     let error = |error: Error| error.to_string();
     let found = error(gguf.u32("general.architecture").unwrap_err());
-    assert!(found.ends_with("metadata general.architecture should be u32, not string"), "{found}");
+    assert!(found.contains("metadata general.architecture should be u32, not string"), "{found}");
     let found = error(gguf.u32("toy.shift").unwrap_err());
-    assert!(found.ends_with("metadata toy.shift should be u32, not -3"), "{found}");
+    assert!(found.contains("metadata toy.shift should be u32, not -3"), "{found}");
     let found = error(gguf.f32s("tokens").err().unwrap());
-    assert!(found.ends_with("should be array of f32, not array of 3 string"), "{found}");
+    assert!(found.contains("should be array of f32, not array of 3 string"), "{found}");
     assert!(matches!(gguf.f32("none"), Err(Error::MissingKey { .. })));
     assert!(matches!(gguf.u32("none").optional(), Ok(None)));
     assert!(matches!(gguf.tensor("none").optional(), Ok(None)));

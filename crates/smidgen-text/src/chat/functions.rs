@@ -4,7 +4,9 @@
 use std::fmt;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
+
+use super::room;
 
 /// Lists and objects within each other that are written; a line of data can't have more.
 const DEEPEST: usize = 200;
@@ -24,8 +26,8 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-pub(super) fn raise_exception(message: &Value) -> Result<Value, Error> {
-    let refusal = Refusal(message.to_string());
+pub(super) fn raise_exception(state: &mut State, message: Value) -> Result<Value, Error> {
+    let refusal = Refusal(room::text(state, &message)?);
     Err(Error::new(ErrorKind::InvalidOperation, refusal.0.clone()).with_source(refusal))
 }
 
@@ -66,7 +68,7 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
 
 /// `value` as Python's `json.dumps(value, ensure_ascii=False, …)` writes it: keys in their order,
 /// no HTML escapes.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &mut State, value: Value, options: Kwargs) -> Result<String, Error> {
     let indent = options.get::<Option<usize>>("indent")?;
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     let (item, key) = match separators.as_deref() {
@@ -75,6 +77,8 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         None => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
     };
     let mut json = Json {
+        state,
+        counted: 0,
         ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         sort: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
         indent,
@@ -87,7 +91,8 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     if indent.is_some_and(|spaces| spaces > WIDEST) {
         return Err(refused(format!("an indentation of more than {WIDEST} spaces")));
     }
-    json.value(value)?;
+    json.value(&value)?;
+    json.count()?;
     Ok(json.out)
 }
 
@@ -95,7 +100,10 @@ fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
 }
 
-struct Json {
+struct Json<'s, 't, 'e> {
+    state: &'s mut State<'t, 'e>,
+    /// Bytes of `out` that room was taken for.
+    counted: usize,
     ascii: bool,
     sort: bool,
     indent: Option<usize>,
@@ -105,7 +113,14 @@ struct Json {
     out: String,
 }
 
-impl Json {
+impl Json<'_, '_, '_> {
+    /// Takes room for what was written since.
+    fn count(&mut self) -> Result<(), Error> {
+        let new = self.out.len() - self.counted;
+        self.counted = self.out.len();
+        room::take(self.state, new as u64)
+    }
+
     fn value(&mut self, value: &Value) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -154,6 +169,7 @@ impl Json {
                 self.out.push_str(&self.key);
             }
             self.value(&item)?;
+            self.count()?;
         }
         self.depth -= 1;
         if !is_empty {

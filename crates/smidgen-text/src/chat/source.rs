@@ -24,7 +24,7 @@ struct Config {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string, or a list of {name, template}")]
 enum Templates {
     One(String),
     Named(Vec<Named>),
@@ -120,7 +120,11 @@ impl ChatTemplateSource {
         match text.len() {
             0..=Self::LONGEST => Ok(()),
             bytes => {
-                let what = format!("{bytes} bytes are too many for a chat template");
+                let what = format!(
+                    "{bytes} bytes are too many for a chat template, which has {} at most; \
+                     give another with --chat-template",
+                    Self::LONGEST
+                );
                 Err(TextError::template(&self.origin, what))
             }
         }

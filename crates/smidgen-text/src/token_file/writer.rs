@@ -48,7 +48,7 @@ impl TokenFileWriter {
             path.with_file_name(format!(".{}.{}.{end}", name.display(), std::process::id()))
         };
         let partial = beside("partial");
-        let file = File::create(&partial).map_err(TextError::io(&partial))?;
+        let file = File::create(&partial).map_err(TextError::io(path))?;
         let block = Vec::with_capacity(BLOCK_BYTES);
         let mut writer = Self {
             path: path.to_owned(),

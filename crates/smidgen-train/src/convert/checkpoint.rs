@@ -10,7 +10,7 @@ use super::job::{Job, Origin, fitting, misfits};
 use super::recode::{RowOrder, Stored};
 use super::rewrite::write_file_type;
 use super::{Convert, Converted};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Convert<'_> {
     /// Writes the model of a folder as `transformers` saves it (config.json, safetensors in one
@@ -31,7 +31,7 @@ impl Convert<'_> {
     ) -> Result<Converted> {
         assert!(to.has_encoder(), "{to:?} can be written");
         let checkpoint = Checkpoint::open(folder)?;
-        let model = Convertible::new(&checkpoint)?;
+        let model = Convertible::new(&checkpoint).map_err(Error::in_file(folder))?;
         let jobs: Vec<Job<'_>> = model.tensors().iter().map(|tensor| job(tensor, to)).collect();
         let mut notes = misfits(&jobs, to);
         notes.extend(model.notes().iter().cloned());

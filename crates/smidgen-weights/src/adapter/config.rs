@@ -72,7 +72,12 @@ impl AdapterConfig {
     /// LoRA, or are incomplete.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join(CONFIG_FILE);
-        let fields: BTreeMap<String, Value> = crate::json::read(&path)?;
+        let fields =
+            crate::json::read_optional::<BTreeMap<String, Value>>(&path)?.ok_or_else(|| {
+                let what =
+                    format!("there is no {CONFIG_FILE}; give a folder that holds a PEFT adapter");
+                Error::adapter(folder.as_ref(), what)
+            })?;
         Self::from_fields(fields).map_err(|what| Error::adapter(&path, what))
     }
 
@@ -113,11 +118,15 @@ impl AdapterConfig {
         let mut take = |key: &str| fields.remove(key).unwrap_or(Value::Null);
         let peft_type = take("peft_type");
         if peft_type != "LORA" {
-            return Err(format!("peft_type is {peft_type}; only \"LORA\" adapters are readable"));
+            return Err(format!(
+                "peft_type is {peft_type}; only \"LORA\" adapters are readable, so train one"
+            ));
         }
         let bias = take("bias");
         if !matches!(bias.as_str(), None | Some("none")) {
-            return Err(format!("bias is {bias}; only adapters with bias \"none\" are readable"));
+            return Err(format!(
+                "bias is {bias}; only adapters with bias \"none\" are readable, so train one"
+            ));
         }
         let init = take("init_lora_weights");
         let keeps_base = ["gaussian", "eva", "orthogonal"];
@@ -153,7 +162,9 @@ impl AdapterConfig {
         };
         match fields.iter().find(|(key, value)| has_effect(key, value)) {
             None => Ok(config),
-            Some((key, value)) => Err(format!("{key} is {value}, but only plain LoRA is readable")),
+            Some((key, value)) => Err(format!(
+                "{key} is {value}, but only plain LoRA is readable; train the adapter without it"
+            )),
         }
     }
 }

@@ -56,6 +56,11 @@ impl Adapter {
                         with PEFT and save it again with save_pretrained(safe_serialization=True)";
             return Err(Error::adapter(folder, what));
         }
+        if !path.exists() {
+            let what =
+                format!("there is no {WEIGHTS_FILE}; give a folder that holds a PEFT adapter");
+            return Err(Error::adapter(folder, what));
+        }
         let file = File::open(&path).map_err(|source| Error::io("open", &path, source))?;
         let matrices = matrices(&path, safetensors::read(&path, &file)?)?;
         let modules = pair(&path, matrices, config.r)?;
@@ -97,7 +102,10 @@ impl Adapter {
             at += bytes.len() as u64;
             matrix.format.decode(bytes, out);
             if !out.iter().all(|number| number.is_finite()) {
-                let what = format!("{} holds a number that is not finite", factor.key(module));
+                let what = format!(
+                    "{} holds a number that is not finite; take a save from before the loss became so",
+                    factor.key(module)
+                );
                 return Err(Error::adapter(&self.path, what));
             }
         }
@@ -139,14 +147,15 @@ fn pair(
     }
     let join = |(module, halves): (String, [Option<Matrix>; 2])| {
         let [Some(a), Some(b)] = halves else {
-            let what = format!("module {module} lacks its lora_A or lora_B");
+            let what =
+                format!("module {module} lacks its lora_A or lora_B; save the adapter again");
             return Err(Error::adapter(path, what));
         };
         let shape = LoraShape { rank, inputs: a.dims[1], outputs: b.dims[0] };
         if a.dims != shape.dims(Factor::A) || b.dims != shape.dims(Factor::B) {
             let what = format!(
                 "module {module} has lora_A {:?} and lora_B {:?}, but rank {rank} wants \
-                 [{rank}, inputs] and [outputs, {rank}]",
+                 [{rank}, inputs] and [outputs, {rank}]; the folder's two files belong to two adapters",
                 a.dims, b.dims
             );
             return Err(Error::adapter(path, what));
