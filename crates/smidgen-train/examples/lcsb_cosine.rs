@@ -2,8 +2,8 @@
 //! through: `cargo run --release -p smidgen-train --example lcsb_cosine -- MODEL.gguf TEXT.txt`.
 //!
 //! A new adapter is trained for some steps by the exact gradient, so that B is not zero. Then, for
-//! windows that it has not seen and for places of the cycle spread over all of it, two cosines: of
-//! the step's gradient, with zeros for the layers that were passed by, and of its part in the layers
+//! windows that it has not seen and for each place of the cycle, the mean of two cosines: of the
+//! step's gradient, with zeros for the layers that were passed by, and of its part in the layers
 //! that were walked back through, each against the exact gradient.
 
 use std::path::Path;
@@ -23,8 +23,6 @@ const LENGTH: usize = 128;
 const TRAINED: usize = 16;
 const MEASURED: usize = 4;
 const RATE: f64 = 2e-3;
-/// Places of the cycle, at most.
-const PLACES: usize = 5;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -74,17 +72,16 @@ fn train(engine: &mut Engine, adapter: &mut Adapter, windows: &[Sequence]) {
     }
 }
 
-/// Which layers are passed by, at places spread over the cycle.
+/// Which layers are passed by, at each place of the cycle.
 fn places(layers: usize, taken: usize) -> Vec<Vec<bool>> {
-    let cycle = (1..=layers).find(|steps| steps * taken % layers == 0).expect("it closes");
-    let count = cycle.min(PLACES);
-    let place = |i: usize| {
-        let first = i * cycle / count * taken;
+    let cycle =
+        (1..=layers).find(|steps| (steps * taken).is_multiple_of(layers)).expect("it closes");
+    let place = |step: usize| {
         let mut bypassed = vec![true; layers];
-        (0..taken).for_each(|layer| bypassed[(first + layer) % layers] = false);
+        (0..taken).for_each(|i| bypassed[(step * taken + i) % layers] = false);
         bypassed
     };
-    (0..count).map(place).collect()
+    (0..cycle).map(place).collect()
 }
 
 fn gradient(
