@@ -58,6 +58,34 @@ fn smollm2_keeps_its_plan_and_its_losses() {
     assert_eq!(all[0], all[2]);
 }
 
+/// No backward and no gradients: below what the exact method needs at least.
+#[test]
+fn smollm2_without_a_backward_keeps_its_plan() {
+    let model = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    let least = check(&train(model, "--memory min --optimizer sgd"));
+    let mut all = Vec::new();
+    for settings in ["--method mezo --memory min --threads 1", "--method mezo --memory unlimited"] {
+        let report = train(model, settings);
+        let planned = check(&report);
+        assert!(settings.ends_with("unlimited") || planned <= least, "{planned} above {least}");
+        all.push(report["losses"].clone());
+    }
+    assert_eq!(all[0], all[1]);
+}
+
+#[test]
+fn smollm2_keeps_its_plan_back_through_some_layers() {
+    let model = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    let mut all = Vec::new();
+    for memory in ["min", "unlimited"] {
+        let settings = format!("--method lcsb --layers-per-step 8 --memory {memory}");
+        let report = train(model, &settings);
+        check(&report);
+        all.push(report["losses"].clone());
+    }
+    assert_eq!(all[0], all[1]);
+}
+
 #[test]
 fn all_models_qwen_keeps_150_megabytes() {
     let model = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";

@@ -175,11 +175,10 @@ impl Random {
         let (length, rank) = (self.number(8, 64), self.number(1, 16));
         let (batch, accumulation) = (self.number(1, 3), self.number(1, 2));
         let (iters, threads) = (self.number(2, 3), self.number(1, 2));
-        let optimizer = self.of(&["sgd", "adamw"]);
         let numbers = format!(
             " --max-seq-length {length} --lora-rank {rank} --batch-size {batch} \
              --grad-accumulation-steps {accumulation} --iters {iters} --threads {threads} \
-             --optimizer {optimizer} --target-modules {}",
+             --target-modules {}",
             self.targets()
         );
         line += &numbers;
@@ -187,9 +186,8 @@ impl Random {
             line += " --pack";
         }
         let layers = self.number(1, 3);
+        line += &self.method(layers);
         for (n, flag) in [
-            (3, "--max-grad-norm 0.5"),
-            (3, "--lora-dropout 0.1"),
             (3, &*format!("--num-layers {layers}")),
             (3, "--no-spool"),
             (4, "--valid-data samples.jsonl --steps-per-eval 2"),
@@ -201,6 +199,26 @@ impl Random {
             }
         }
         line
+    }
+
+    /// A method, of which LCSB has its turn in as many layers as are trained or fewer, and what
+    /// goes with it.
+    fn method(&mut self, layers: u64) -> String {
+        let optimizer = self.of(&["sgd", "adamw"]);
+        let method = match self.number(1, 4) {
+            1 => {
+                let eps = self.of(&["1e-3", "1e-2"]);
+                return format!(" --method mezo --zo-samples {} --zo-eps {eps}", self.number(1, 3));
+            }
+            2 => {
+                let (taken, order) = (self.number(1, layers), self.of(&["cyclic", "random"]));
+                format!("lcsb --layers-per-step {taken} --layer-order {order}")
+            }
+            _ => "exact".to_owned(),
+        };
+        let clip = if self.one_in(3) { " --max-grad-norm 0.5" } else { "" };
+        let dropout = if self.one_in(3) { " --lora-dropout 0.1" } else { "" };
+        format!(" --method {method} --optimizer {optimizer}{clip}{dropout}")
     }
 
     fn targets(&mut self) -> String {

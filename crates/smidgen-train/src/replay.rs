@@ -1,12 +1,14 @@
 //! The history of a MeZO run, and the adapter rebuilt from it alone.
 //!
-//! A step is a seed and a projected gradient for each of its directions, with the rate: some 70
-//! bytes. One line of JSON says what the run began with, then each step has a line.
+//! A step is a seed and a projected gradient for each of its directions, with the rate: some 100
+//! bytes. One line of JSON says what the run began with, then each step has a line; a line's last
+//! field is a checksum of all before it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smidgen_kernels::{Kernels, NormalKey};
@@ -21,6 +23,9 @@ const VERSION: u32 = 1;
 
 /// Bytes of the longest line that is read: a step of 1,024 directions takes 50 kB.
 const LONGEST_LINE: u64 = 1 << 20;
+
+/// Begins the last field of a line: 8 hexadecimal digits of the SHA-256 of what stands before it.
+const CHECK: &str = ",\"check\":\"";
 
 /// What a run began with: its first line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,25 +107,46 @@ pub(crate) fn write_step(
 }
 
 fn write_line(path: &Path, file: &mut File, line: &impl Serialize) -> Result<()> {
-    let mut text =
-        serde_json::to_vec(line).map_err(|e| Error::io("write", path)(std::io::Error::other(e)))?;
-    text.push(b'\n');
-    file.write_all(&text).map_err(Error::io("write", path))
+    let mut text = serde_json::to_string(line)
+        .map_err(|e| Error::io("write", path)(std::io::Error::other(e)))?;
+    text.pop();
+    let check = checksum(&text);
+    text += &format!("{CHECK}{check}\"}}\n");
+    file.write_all(text.as_bytes()).map_err(Error::io("write", path))
+}
+
+/// A line, or what is wrong with it.
+fn parse<T: DeserializeOwned>(line: &[u8]) -> std::result::Result<T, String> {
+    let line = str::from_utf8(line).map_err(|_| "it is no text".to_owned())?;
+    let (fields, check) = line.trim_end().rsplit_once(CHECK).ok_or("it has no checksum")?;
+    if check.strip_suffix("\"}") != Some(&checksum(fields)) {
+        return Err(
+            "its checksum is that of another line: it was changed or is half written".into()
+        );
+    }
+    serde_json::from_str(&format!("{fields}}}")).map_err(|e| e.to_string())
+}
+
+fn checksum(fields: &str) -> String {
+    hex(&Sha256::digest(fields)[..4])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Leaves the steps up to `done` in the history at `path`, to go on with; false where none is.
 pub(crate) fn cut_after(path: &Path, done: u64) -> Result<bool> {
     let Ok(file) = File::open(path) else { return Ok(false) };
     let (kept, mut at) = (NewFile::create(path)?, 0);
-    for (i, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(Error::io("read", path))?;
+    let (mut lines, mut line, mut first) = (BufReader::new(file), Vec::new(), true);
+    while next_line(&mut lines, &mut line).map_err(Error::io("read", path))? {
         // A killed run's last line may be half written.
-        let stays = i == 0 || serde_json::from_str::<Step>(&line).is_ok_and(|s| s.step <= done);
-        if stays {
-            let line = line + "\n";
-            kept.write_at(line.as_bytes(), at)?;
+        if first || parse::<Step>(&line).is_ok_and(|s| s.step <= done) {
+            kept.write_at(&line, at)?;
             at += line.len() as u64;
         }
+        first = false;
     }
     kept.commit()?;
     Ok(true)
@@ -140,15 +166,14 @@ pub fn replay(base: &Base, path: &Path, init_adapter: Option<&Path>) -> Result<(
             path.display()
         ))
     };
-    let mut lines =
-        Lines { file: BufReader::new(File::open(path).map_err(Error::io("read", path))?) };
-    let mut text = String::new();
-    let mut read = |text: &mut String| lines.next(text).map_err(Error::io("read", path));
+    let mut file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
+    let mut text = Vec::new();
+    let mut read = |text: &mut Vec<u8>| next_line(&mut file, text).map_err(Error::io("read", path));
     if !read(&mut text)? {
         return Err(wrong(1, "the file is empty".into()));
     }
     let beginning: Beginning =
-        serde_json::from_str(&text).map_err(|e| wrong(1, format!("no beginning of a run: {e}")))?;
+        parse(&text).map_err(|e| wrong(1, format!("no beginning of a run: {e}")))?;
     if beginning.version != VERSION {
         return Err(wrong(1, format!("version {} is not {VERSION}", beginning.version)));
     }
@@ -159,7 +184,7 @@ pub fn replay(base: &Base, path: &Path, init_adapter: Option<&Path>) -> Result<(
     while read(&mut text)? {
         let line = done + 2;
         let Step { step, rate, weight_decay, projections } =
-            serde_json::from_str(&text).map_err(|e| wrong(line, format!("no step: {e}")))?;
+            parse(&text).map_err(|e| wrong(line, format!("no step: {e}")))?;
         if step != done + 1 || projections.is_empty() {
             return Err(wrong(line, format!("step {step} stands where step {} should", done + 1)));
         }
@@ -177,7 +202,8 @@ pub fn replay(base: &Base, path: &Path, init_adapter: Option<&Path>) -> Result<(
 impl Beginning {
     /// The adapter before the first step.
     fn adapter(&self, base: &Base, path: &Path, folder: Option<&Path>) -> Result<Adapter> {
-        let other = |what: String| Err(Error::setting(format!("{}: {what}", path.display())));
+        let other =
+            |what: String| Err(Error::setting(format!("{}, line 1: {what}", path.display())));
         if self.base.fingerprint != base.record()?.fingerprint {
             return other(format!(
                 "the run trained on {} ({}), whose weights are not those of {}; give that model",
@@ -215,17 +241,10 @@ impl Beginning {
     }
 }
 
-/// A file line by line, none longer than [`LONGEST_LINE`].
-struct Lines {
-    file: BufReader<File>,
-}
-
-impl Lines {
-    /// Puts the next line into `text`; false at the end.
-    fn next(&mut self, text: &mut String) -> std::io::Result<bool> {
-        text.clear();
-        self.file.by_ref().take(LONGEST_LINE).read_line(text).map(|bytes| bytes > 0)
-    }
+/// Puts the next line into `line`, of at most [`LONGEST_LINE`]; false at the end.
+fn next_line(file: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<bool> {
+    line.clear();
+    file.take(LONGEST_LINE).read_until(b'\n', line).map(|bytes| bytes > 0)
 }
 
 fn sha256(path: &Path) -> Result<String> {
@@ -238,5 +257,30 @@ fn sha256(path: &Path) -> Result<String> {
             bytes => hash.update(&buffer[..bytes]),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_to_the_last_bit() {
+        let mut bits = 1u64;
+        for step in 1..=20_000 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // From 2^-30 to 2^2, as gradients are.
+            let exponent = 1023 - 30 + bits % 32;
+            let gradient = f64::from_bits(bits >> 12 | exponent << 52 | (bits & 1) << 63);
+            let line = Step {
+                step,
+                rate: 1e-3,
+                weight_decay: 0.1,
+                projections: vec![(7, step, gradient)],
+            };
+            let text = serde_json::to_string(&line).unwrap();
+            let read: Step = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.projections[0].2.to_bits(), gradient.to_bits(), "{text}");
+        }
+    }
 }

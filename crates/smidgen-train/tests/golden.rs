@@ -9,17 +9,15 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use common::{
-    FAMILIES, Model, bits, golden_model, gradient, loss, numbers, peft_name, relative, repository,
-    safetensors,
+    FAMILIES, Model, bits, golden_batches, golden_json, golden_model, golden_sequence, gradient,
+    loss, numbers, peft_name, peft_order, relative, repository, safetensors,
 };
 use serde_json::Value;
-use smidgen_graph::{Budget, Factor};
+use smidgen_graph::Budget;
 use smidgen_kernels::{Isa, Kernels};
-use smidgen_models::SITES;
 use smidgen_runtime::Pass;
 use smidgen_train::step::{StepSettings, step};
-use smidgen_train::{Adapter, Evaluator, LoraConfig, Optimizer, OptimizerConfig, Sequence};
-use smidgen_weights::gguf_rows_to_hf;
+use smidgen_train::{Adapter, Evaluator, Optimizer, OptimizerConfig, Sequence};
 
 const LOGITS: f64 = 1e-5;
 const GRADIENTS: f64 = 3e-5;
@@ -45,11 +43,10 @@ struct Golden {
 
 impl Golden {
     fn open(family: &'static str) -> Self {
-        let json = std::fs::read(repository(&format!("tests/golden/{family}.json")));
         Self {
             family,
             model: golden_model(family),
-            json: serde_json::from_slice(&json.expect("a golden file")).expect("JSON"),
+            json: golden_json(family),
             tensors: safetensors(&repository(&format!("tests/golden/{family}.safetensors"))),
         }
     }
@@ -63,12 +60,11 @@ impl Golden {
     }
 
     fn sequence(&self) -> Sequence {
-        sequence(&self.json["sequence"])
+        golden_sequence(&self.json["sequence"])
     }
 
     fn batches(&self) -> Vec<Vec<Sequence>> {
-        let batches = self.json["batches"].as_array().expect("batches").iter();
-        batches.map(|b| b.as_array().expect("sequences").iter().map(sequence).collect()).collect()
+        golden_batches(&self.json)
     }
 
     /// Checks every gradient against those named `prefix`; returns the worst distance.
@@ -77,7 +73,13 @@ impl Golden {
         let mut checked = 0;
         for (layer, module, factor, range) in adapter.shape().factors() {
             let name = peft_name(layer, module, factor);
-            let found = self.peft_order(module, factor, &gradients[range], adapter.config());
+            let found = peft_order(
+                &self.model.info,
+                module,
+                factor,
+                &gradients[range],
+                adapter.config().rank,
+            );
             let off = relative(&found, &self.tensors[&format!("{prefix}.grad.{name}")]);
             assert!(off < GRADIENTS, "{} {prefix} {name}: {off:.1e}", self.family);
             worst = worst.max(off);
@@ -87,29 +89,6 @@ impl Golden {
         assert_eq!(checked, all.count(), "every gradient of {}", self.family);
         worst
     }
-
-    /// A factor as PEFT holds it: B `[outputs, rank]` with rows in the checkpoint's order.
-    fn peft_order(&self, module: &str, factor: Factor, x: &[f32], lora: &LoraConfig) -> Vec<f32> {
-        if factor == Factor::A {
-            return x.to_vec();
-        }
-        let (rank, outputs) = (lora.rank, x.len() / lora.rank);
-        let rows: Vec<f32> = (0..x.len()).map(|i| x[i % rank * outputs + i / rank]).collect();
-        let site = SITES.iter().find(|s| s.module == module).expect("a known site");
-        let Some(heads) = self.model.info.permutation(*site) else { return rows };
-        let mut hf = vec![0.0; rows.len()];
-        gguf_rows_to_hf(&rows, &mut hf, heads, rank);
-        hf
-    }
-}
-
-fn sequence(json: &Value) -> Sequence {
-    let numbers = |key: &str| -> Vec<u32> {
-        let list = json[key].as_array().expect("a list").iter();
-        list.map(|n| n.as_u64().expect("a number") as u32).collect()
-    };
-    let targets = numbers("mask").into_iter().map(|m| m == 1).collect();
-    Sequence { ids: numbers("ids"), targets }
 }
 
 fn check_loss(what: &str, found: f64, expected: &Value, tolerance: f64) -> f64 {

@@ -2,11 +2,14 @@
 
 #![allow(dead_code)] // Every test file takes what it needs.
 
+pub mod runs;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::Value;
 use smidgen_graph::plan::{Plan, Request, plan};
 use smidgen_graph::{
     Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, Paged, Rates, WeightPages,
@@ -16,7 +19,7 @@ use smidgen_models::{Info, SITES};
 use smidgen_runtime::memory::Meter;
 use smidgen_runtime::{Dropout, Engine, ModelWeights, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_train::{Adapter, Base, LoraConfig, Optimizer, OptimizerConfig, Sequence};
-use smidgen_weights::Gguf;
+use smidgen_weights::{Gguf, gguf_rows_to_hf};
 
 /// The families of `tests/golden`.
 pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "gemma3"];
@@ -29,6 +32,44 @@ pub fn repository(path: &str) -> PathBuf {
 /// The tiny model of a family.
 pub fn golden_model(family: &str) -> Model {
     Model::open(&repository(&format!("tests/golden/{family}.gguf")))
+}
+
+/// What PyTorch computed for a family.
+pub fn golden_json(family: &str) -> Value {
+    let json = std::fs::read(repository(&format!("tests/golden/{family}.json")));
+    serde_json::from_slice(&json.expect("a golden file")).expect("JSON")
+}
+
+/// The two batches of a family's file.
+pub fn golden_batches(json: &Value) -> Vec<Vec<Sequence>> {
+    let batches = json["batches"].as_array().expect("batches").iter();
+    batches
+        .map(|b| b.as_array().expect("sequences").iter().map(golden_sequence).collect())
+        .collect()
+}
+
+/// A sequence as the golden files have it.
+pub fn golden_sequence(json: &Value) -> Sequence {
+    let numbers = |key: &str| -> Vec<u32> {
+        let list = json[key].as_array().expect("a list").iter();
+        list.map(|n| n.as_u64().expect("a number") as u32).collect()
+    };
+    let targets = numbers("mask").into_iter().map(|m| m == 1).collect();
+    Sequence { ids: numbers("ids"), targets }
+}
+
+/// A factor as PEFT holds it: B `[outputs, rank]` with rows in the checkpoint's order.
+pub fn peft_order(info: &Info, module: &str, factor: Factor, x: &[f32], rank: usize) -> Vec<f32> {
+    if factor == Factor::A {
+        return x.to_vec();
+    }
+    let outputs = x.len() / rank;
+    let rows: Vec<f32> = (0..x.len()).map(|i| x[i % rank * outputs + i / rank]).collect();
+    let site = SITES.iter().find(|s| s.module == module).expect("a known site");
+    let Some(heads) = info.permutation(*site) else { return rows };
+    let mut hf = vec![0.0; rows.len()];
+    gguf_rows_to_hf(&rows, &mut hf, heads, rank);
+    hf
 }
 
 /// A model twice: as the training crate opens it, and as what an engine takes.
@@ -298,6 +339,26 @@ pub fn gradient(
         found.copy_from_slice(engine.gradients());
     }
     (sum / targets(sequences), found)
+}
+
+/// The gradient of the mean loss of all targets, of which `pass` says what is passed by; the engine
+/// holds gradients whole.
+pub fn pass_gradient(
+    engine: &mut Engine,
+    params: &[f32],
+    sequences: &[Sequence],
+    pass: &mut Pass,
+) -> Vec<f32> {
+    let mut params = Numbers::from(params.to_vec());
+    let never = AtomicBool::new(false);
+    engine.gradients().fill(0.0);
+    pass.weight = 1.0 / targets(sequences) as f32;
+    for (sample, sequence) in sequences.iter().enumerate() {
+        pass.clear();
+        pass.push(&sequence.ids, &sequence.targets, sample as u64);
+        engine.train(pass, &mut params, &never, &mut |_, _, _| Ok(())).expect("losses");
+    }
+    engine.gradients().to_vec()
 }
 
 /// The mean loss of all targets.
