@@ -14,6 +14,7 @@ mod convert;
 mod error;
 mod evaluate;
 mod generate;
+mod loftq;
 mod optimizer;
 mod planning;
 mod prepare;
@@ -23,13 +24,16 @@ mod session;
 mod state;
 pub mod step;
 
-pub use adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig, TargetModules};
+pub use adapter::{
+    Adapter, AdapterNote, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig, TargetModules,
+};
 pub use base::Base;
 pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
 pub use convert::{Convert, Converted, ConvertedTensor, GgufKind, export_gguf};
 pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
 pub use generate::{Conversation, GenerateConfig};
+pub use loftq::{LoftqOverBudget, LoftqReport, LoftqTensor};
 pub use optimizer::{Optimizer, OptimizerConfig, StateFormat};
 pub use planning::{curve_ahead, fits_ahead, measure_rates, plan_ahead};
 pub use prepare::{PrepareOverBudget, PrepareReport, plan_prepare, prepare};

@@ -11,12 +11,17 @@ use smidgen_runtime::memory::{self, Meter, RunPhase};
 use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_text::{Dataset, Fingerprint, Order, Sequence};
 
-use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
+use crate::adapter::{
+    Adapter, AdapterNote, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig,
+};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
+use crate::loftq::{Loftq, LoftqReport};
 use crate::optimizer::{Optimizer, OptimizerConfig};
-use crate::planning::{DataSize, adapter_start, plan_or_remedies, process_row, request, settings};
+use crate::planning::{
+    DataSize, adapter_start, loftq_start, plan_or_remedies, process_row, request, settings,
+};
 use crate::schedule::{Schedule, Shape};
 use crate::state::{Record, RunSettings, RunState, StateWriter};
 use crate::step::{StepSettings, step};
@@ -63,6 +68,8 @@ pub struct TrainConfig {
     pub lora: LoraConfig,
     /// Starts from this PEFT folder; its rank, alpha and targets replace those of `lora`.
     pub init_adapter: Option<PathBuf>,
+    /// What the numbers of a new adapter are.
+    pub init_lora_weights: InitLoraWeights,
     /// How long.
     pub length: Length,
     /// Sequences a step, times `grad_accumulation_steps`.
@@ -73,6 +80,8 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
     /// The highest rate.
     pub learning_rate: f64,
+    /// B's rate is so many times A's: LoRA+ (arXiv:2402.12354); 1 for plain LoRA.
+    pub loraplus_ratio: f64,
     /// How the rate goes on after warm-up.
     pub schedule: Shape,
     /// Steps over which the rate rises from zero.
@@ -107,11 +116,13 @@ impl Default for TrainConfig {
         Self {
             lora: LoraConfig::default(),
             init_adapter: None,
+            init_lora_weights: InitLoraWeights::Uniform,
             length: Length::Epochs(1),
             batch_size: 1,
             grad_accumulation_steps: 1,
             optimizer: OptimizerConfig::adamw(0.01),
             learning_rate: 1e-4,
+            loraplus_ratio: 1.0,
             schedule: Shape::Constant,
             warmup: 0,
             clip: None,
@@ -143,10 +154,19 @@ impl TrainConfig {
         if self.clip.is_some_and(|c| c.is_nan() || c <= 0.0) {
             return Err(Error::setting("--max-grad-norm: it is above 0"));
         }
-        let decay = self.optimizer.weight_decay();
-        if !(decay >= 0.0 && decay.is_finite()) {
-            return Err(Error::setting(format!("--weight-decay {decay}: it is at least 0")));
+        let ratio = self.loraplus_ratio;
+        if !(ratio > 0.0 && ratio.is_finite()) {
+            return Err(Error::setting(format!("--loraplus-ratio {ratio}: it must be above 0")));
         }
+        if let (Some(folder), true) =
+            (&self.init_adapter, self.init_lora_weights != InitLoraWeights::Uniform)
+        {
+            return Err(Error::setting(format!(
+                "--init-adapter {} has numbers already; leave --init-lora-weights out",
+                folder.display()
+            )));
+        }
+        self.optimizer.check()?;
         if self.batch_size.checked_mul(self.grad_accumulation_steps).is_none_or(|n| n > 1 << 20) {
             return Err(Error::setting("more than 2^20 sequences a step"));
         }
@@ -168,6 +188,7 @@ pub struct Planned {
     plan: Plan,
     request: Request,
     settings: Settings,
+    loftq: Option<Loftq>,
     notes: Vec<AdapterNote>,
     steps: u64,
     resumed: Option<RunState>,
@@ -191,16 +212,35 @@ impl Planned {
         let (start, notes) = adapter_start(&base, &config)?;
         let size = DataSize { sequences: data.len(), longest: data.max_len() };
         let settings = settings(&base, &config, size.tokens(longest_evaluation));
+        let held = process.bytes;
         let request =
             request(&base, start.shape(), &config, size, longest_evaluation, &settings, process);
         let plan = plan_or_remedies(&base, &request)?;
+        let numbers = match plan.paged {
+            Paged::All => plan.largest_params(),
+            Paged::State | Paged::Nothing => start.shape().len(),
+        };
+        let held = held + (numbers * size_of::<f32>()) as u64;
+        let loftq = loftq_start(&base, &config, start.shape(), held)?;
         let steps_per_epoch = data.len().div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
             Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
         };
         let resumed = None;
-        Ok(Self { base, data, config, start, plan, request, settings, notes, steps, resumed })
+        Ok(Self {
+            base,
+            data,
+            config,
+            start,
+            plan,
+            request,
+            settings,
+            loftq,
+            notes,
+            steps,
+            resumed,
+        })
     }
 
     /// The run that goes on where `state` was saved, in place of one that begins: its steps are
@@ -253,12 +293,15 @@ impl Planned {
         set("--seed", config.seed.to_string());
         set("--lora-rank", lora.rank.to_string());
         set("--lora-alpha", lora.alpha.to_string());
+        set("--use-rslora", lora.use_rslora.to_string());
+        set("--init-lora-weights", config.init_lora_weights.name().to_owned());
         set("--lora-dropout", lora.dropout.to_string());
         set("--target-modules", shape.spec().modules.join(","));
         set("--num-layers", (self.base.info.layers - shape.first_layer()).to_string());
         set("--optimizer", config.optimizer.to_string());
         set("--weight-decay", config.optimizer.weight_decay().to_string());
         set("--learning-rate", config.learning_rate.to_string());
+        set("--loraplus-ratio", config.loraplus_ratio.to_string());
         set("--warmup", config.warmup.to_string());
         set("--max-grad-norm", or_none(config.clip.map(|c| c.to_string())));
         set("--spool-type", format!("{:?}", config.spool_format).to_lowercase());
@@ -302,9 +345,23 @@ impl Planned {
     /// Makes all that the plan lists.
     ///
     /// # Errors
-    /// Threads can't be started, the scratch files can't be made, or a state that the run goes on
-    /// from can't be read any more.
+    /// Those of [`Planned::start_watched`].
     pub fn start(self) -> Result<Session> {
+        self.start_watched(&AtomicBool::new(false), &mut |_, _| ())
+    }
+
+    /// The same where making the adapter takes its time, with LoftQ: `progress` hears of how many
+    /// projections it is done with, and of how many in all.
+    ///
+    /// # Errors
+    /// Threads can't be started, the scratch files can't be made, or a state that the run goes on
+    /// from can't be read any more. The weights from before quantisation can't be read or are
+    /// another model's, or the caller cancelled.
+    pub fn start_watched(
+        self,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Session> {
         let mut record = self.record()?;
         let plan = Arc::new(self.plan);
         let (len, window) = (self.start.shape().len(), plan.largest_params());
@@ -314,11 +371,19 @@ impl Planned {
             Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
         };
         let runs = plan.param_ranges();
-        let mut optimizer = match plan.paged {
+        let mut adapter = match self.resumed {
+            Some(_) => self.start.unfilled(values),
+            None => self.start.make(&self.base, values)?,
+        };
+        let loftq = match self.loftq.filter(|_| self.resumed.is_none()) {
+            Some(loftq) => Some(loftq.fill(&self.base, &mut adapter, cancel, progress)?),
+            None => None,
+        };
+        let optimizer = match plan.paged {
             Paged::Nothing => Optimizer::new(self.config.optimizer, &runs)?,
             _ => Optimizer::paged(self.config.optimizer, &runs, folder)?,
         };
-        let mut adapter = self.start.make(&self.base, values)?;
+        let mut optimizer = optimizer.with_loraplus(self.config.loraplus_ratio, adapter.shape());
         if let Some(state) = &self.resumed {
             let pieces = optimizer.pieces();
             state.load(adapter.values(), &runs, optimizer.states(), &pieces)?;
@@ -342,6 +407,7 @@ impl Planned {
             sequences: Vec::new(),
             pass: Pass::default(),
             record,
+            loftq,
         };
         session.engine()?;
         session.meter().look();
@@ -410,6 +476,7 @@ pub struct Session {
     pass: Pass,
     /// What is saved beside the numbers; the steps done among it.
     record: Record,
+    loftq: Option<LoftqReport>,
 }
 
 impl Session {
@@ -420,6 +487,11 @@ impl Session {
             self.engine = Some(engine);
         }
         Ok(self.engine.as_mut().expect("just made"))
+    }
+
+    /// What LoftQ did, if the run began with it.
+    pub fn loftq(&self) -> Option<&LoftqReport> {
+        self.loftq.as_ref()
     }
 
     /// Runs the next step. Setting `cancel` stops it before anything is changed, or lets it
