@@ -215,7 +215,7 @@ fn loftq_tells_what_it_corrected() {
     assert!(settings.contains("\"use_rslora\": true"), "{settings}");
     let other = format!("train {flags} --loftq-source text.txt -o other");
     assert!(place.failure(&other, 1).contains("text.txt"));
-    let both = "train -m MODEL --data text.txt -o other --init-adapter run \
+    let both = "train -m small.gguf --data text.txt -o other --init-adapter run \
                 --init-lora-weights gaussian";
     assert!(place.failure(both, 2).contains("leave --init-lora-weights out"));
 }

@@ -236,19 +236,6 @@ fn loftq_refuses_what_can_not_be() {
 }
 
 #[test]
-fn loftq_is_refused_where_the_budget_has_no_room() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let small = quantised(folder.path(), Format::Q4_0);
-    let spool = Some(folder.path().to_owned());
-    let least = TrainConfig { memory: MemoryBudget::Min, spool, ..config(demo(), 200) };
-    let peak = planned(folder.path(), &small, least.clone()).expect("a plan").plan().peak_bytes;
-    let memory = MemoryBudget::Bytes(peak + 50_000);
-    let error = planned(folder.path(), &small, TrainConfig { memory, ..least }).err();
-    let Some(Error::LoftqOverBudget(over)) = error else { panic!("{error:?}, peak {peak}") };
-    assert!(over.needed > over.budget && over.to_string().contains("give at least"), "{over}");
-}
-
-#[test]
 fn a_gaussian_start_has_its_deviation() {
     let base = Base::open(demo()).expect("a model");
     let lora = LoraConfig { rank: 8, ..LoraConfig::default() };

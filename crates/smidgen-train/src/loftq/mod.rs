@@ -289,3 +289,31 @@ impl Vectors {
         Ok(sums)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::{AdapterStart, LoraConfig};
+
+    #[test]
+    fn it_is_refused_where_the_budget_has_no_room() {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo/demo.gguf");
+        let base = Base::open(&demo).expect("the demo's model");
+        let of = |rank, threads, budget| {
+            let lora = LoraConfig { rank, ..LoraConfig::default() };
+            let start = AdapterStart::random(&base, &lora, 0).expect("a start");
+            let memory = MemoryBudget::Bytes(budget);
+            Loftq::open(&base, start.shape(), &demo, threads, 1_000_000, memory)
+        };
+        let needed = |rank, threads| {
+            let Err(Error::LoftqOverBudget(over)) = of(rank, threads, 1) else {
+                panic!("a byte is enough")
+            };
+            assert!(over.budget == 1 && over.to_string().contains("give at least"), "{over}");
+            over.needed
+        };
+        let least = needed(8, 1);
+        assert!(least > 1_000_000 && needed(8, 4) > least && needed(64, 1) > least);
+        assert!(of(8, 1, least).is_ok() && of(8, 1, least - 1).is_err());
+    }
+}
