@@ -32,6 +32,8 @@ LENGTHS = [[7, 32, 19], [24, 9, 32]]
 STEPS = 10
 ADAMW = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}
 SGD = {"lr": 0.5}
+MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+LORAPLUS_RATIO = 16.0
 
 SHARED = {"max_position_embeddings": 128, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 ENTRIES = {
@@ -200,10 +202,16 @@ def check_gradient(model, batch, gradients):
     assert abs(slope / norm.item() - 1) < 1e-6, (slope, norm.item())
 
 
+def loraplus_groups(parameters):
+    """LoRA+ (arXiv:2402.12354): every B has a rate of its own."""
+    a, b = ([p for name, p in parameters.items() if factor in name] for factor in ("lora_A", "lora_B"))
+    return [{"params": a}, {"params": b, "lr": ADAMW["lr"] * LORAPLUS_RATIO}]
+
+
 def descend(path, dtype, batches, optimizer):
     """The loss before each of ten steps on the batches in turn."""
     model = with_adapter(load_model(path, dtype)[1], dtype)
-    optimizer = optimizer(list(adapter_parameters(model).values()))
+    optimizer = optimizer(adapter_parameters(model))
     losses = []
     for step in range(STEPS):
         losses.append(loss_and_gradients(model, batches[step % len(batches)])[0])
@@ -224,9 +232,11 @@ def run(path, dtype, sequence, batches, adapter_folder=None):
         if dtype == torch.float64:
             check_gradient(model, batches[0], batch_gradients)
         optimizers = {
-            "adamw_decay": lambda p: torch.optim.AdamW(p, weight_decay=0.01, **ADAMW),
-            "adamw": lambda p: torch.optim.AdamW(p, weight_decay=0.0, **ADAMW),
-            "sgd": lambda p: torch.optim.SGD(p, **SGD),
+            "adamw_decay": lambda p: torch.optim.AdamW(p.values(), weight_decay=0.01, **ADAMW),
+            "adamw": lambda p: torch.optim.AdamW(p.values(), weight_decay=0.0, **ADAMW),
+            "adamw_loraplus": lambda p: torch.optim.AdamW(loraplus_groups(p), weight_decay=0.01, **ADAMW),
+            "sgd": lambda p: torch.optim.SGD(p.values(), **SGD),
+            "sgd_momentum": lambda p: torch.optim.SGD(p.values(), **MOMENTUM),
         }
         steps = {name: descend(path, dtype, batches, optimizer) for name, optimizer in optimizers.items()}
     if adapter_folder:
@@ -262,7 +272,9 @@ def make_family(family, config):
     rounded = run(path, torch.float32, sequence, batches)
     save_file({name: value.astype(np.float32) for name, value in exact[0].items()}, FOLDER / f"{family}.safetensors")
     losses = exact[1]
-    settings = {"adamw_decay": ADAMW | {"weight_decay": 0.01}, "adamw": ADAMW | {"weight_decay": 0.0}, "sgd": SGD}
+    settings = {"adamw_decay": ADAMW | {"weight_decay": 0.01}, "adamw": ADAMW | {"weight_decay": 0.0}}
+    settings |= {"adamw_loraplus": ADAMW | {"weight_decay": 0.01, "loraplus_ratio": LORAPLUS_RATIO}}
+    settings |= {"sgd": SGD, "sgd_momentum": MOMENTUM}
     report = {
         "family": family,
         "seed": SEED,

@@ -1,17 +1,19 @@
 //! The flags.
 
 mod convert;
+mod lora;
 
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use smidgen::MemoryBudget;
 use smidgen::synth::Preset;
-use smidgen::{MemoryBudget, TargetModules};
 
 use crate::memory_trace::TraceFile;
 
 pub use convert::{ExportArgs, ExportFormat, FuseArgs, FusedType, QuantizeArgs};
+pub use lora::{InitLora, LoraArgs};
 
 /// Fine-tune a language model inside a memory budget you name.
 #[derive(Debug, Parser)]
@@ -344,31 +346,6 @@ pub struct LengthArgs {
     pub grad_accumulation_steps: usize,
 }
 
-/// What kind of adapter. What is not given comes from --init-adapter, else from the defaults.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Adapter")]
-pub struct LoraArgs {
-    /// Rank [default: 8]
-    #[arg(short = 'r', long, value_name = "R", visible_alias = "lora-r")]
-    pub lora_rank: Option<usize>,
-    /// The adapter is scaled by alpha / rank [default: 16]
-    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
-    pub lora_alpha: Option<f64>,
-    /// Probability that an input of the adapter is dropped [default: 0]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub lora_dropout: Option<f64>,
-    /// Projections: all-linear, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
-    /// (GGUF's names too) [default: all-linear]
-    #[arg(long, value_name = "NAMES", value_parser = target_modules)]
-    pub target_modules: Option<TargetModules>,
-    /// Only the last N layers [default: all]
-    #[arg(long, value_name = "N")]
-    pub num_layers: Option<usize>,
-    /// Start from this PEFT adapter; its rank, alpha and targets hold
-    #[arg(long, value_name = "DIR", visible_alias = "resume-adapter-file")]
-    pub init_adapter: Option<PathBuf>,
-}
-
 /// How the adapter is updated.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Optimisation")]
@@ -388,9 +365,15 @@ pub struct OptimizerArgs {
     /// Steps over which the rate rises from zero
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup: u64,
+    /// B's learning rate is RATIO times A's: LoRA+, whose paper takes 16 [default: 1]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true)]
+    pub loraplus_ratio: Option<f64>,
     /// The optimiser [default: adamw; sgd for mezo]
     #[arg(long, value_name = "NAME", value_enum)]
     pub optimizer: Option<OptimizerName>,
+    /// How much of the step before is in a step of sgd, 0.9 say [default: 0]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
+    pub momentum: Option<f64>,
     /// Weight decay [default: 0.01 for adamw and adamw8bit, 0 for sgd]
     #[arg(long, value_name = "W", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
@@ -729,15 +712,6 @@ pub enum LayerOrderName {
 fn preset() -> impl TypedValueParser<Value = Preset> {
     PossibleValuesParser::new(Preset::ALL.map(Preset::name))
         .map(|name| Preset::from_name(&name).expect("it is one of the names"))
-}
-
-/// Names are checked against the model's projections by the library.
-fn target_modules(text: &str) -> Result<TargetModules, String> {
-    if text == "all-linear" {
-        return Ok(TargetModules::AllLinear);
-    }
-    let targets = TargetModules::Names(text.split(',').map(|n| n.trim().to_owned()).collect());
-    targets.modules().map(|_| targets).map_err(|error| error.to_string())
 }
 
 impl WindowArgs {

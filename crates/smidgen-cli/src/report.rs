@@ -65,6 +65,10 @@ pub struct Report {
     /// Of demo, and of train with valid data that has prompts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
+    /// Of train with LoftQ: how far the base is from what it was quantised from, relative to the
+    /// weights' norm, without the adapter and with it as it starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loftq_relative_errors: Option<[f64; 2]>,
     pub notes: Vec<String>,
 }
 

@@ -169,6 +169,11 @@ fn exit_codes() {
         "train -m MODEL --data text.txt -o run --num-layers 99",
         "train -m MODEL --data text.txt -o run --lora-dropout 1",
         "train -m MODEL --data text.txt -o run --learning-rate nan",
+        "train -m MODEL --data text.txt -o run --momentum 0.9",
+        "train -m MODEL --data text.txt -o run --optimizer sgd --momentum 1",
+        "train -m MODEL --data text.txt -o run --loraplus-ratio 0",
+        "train -m MODEL --data text.txt -o run --init-lora-weights loftq",
+        "train -m MODEL --data text.txt -o run --loftq-source MODEL",
         "train -m MODEL --data text.txt -o run --target-modules nose",
         "train -m MODEL --data text.txt -o run --memory 3XB",
         "train -m MODEL --data text.txt -o run --steps-per-eval 2",
@@ -188,6 +193,31 @@ fn exit_codes() {
     assert!(place.failure("data broken.jsonl -m MODEL", 1).contains("broken.jsonl:1"));
     assert!(place.run("--help").status.success());
     assert!(place.run("train --help").status.success());
+}
+
+/// The demo's weights in four bits, corrected from those of the demo.
+#[test]
+fn loftq_tells_what_it_corrected() {
+    let place = furnished();
+    assert!(place.run("quantize MODEL -o small.gguf --type q4_0").status.success());
+    let flags = "-m small.gguf --data text.txt --max-seq-length 32 --iters 2 --threads 1 --lora-rank 4 \
+                 --init-lora-weights loftq --optimizer sgd --momentum 0.9 --loraplus-ratio 4 \
+                 --use-rslora";
+    let run = place.run(&format!("train {flags} --loftq-source MODEL -o run"));
+    let text = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{text}");
+    let line = text.lines().find(|line| line.starts_with("loftq     ")).expect("what it did");
+    let numbers: Vec<f64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [_, before, after, taken, planned] = numbers[..] else { panic!("{line}") };
+    assert!(after < before && taken <= planned, "{line}");
+    assert!(text.contains("over the root of the rank") && text.contains("SGD momentum"), "{text}");
+    let settings = fs::read_to_string(place.path("run/adapter_config.json")).unwrap();
+    assert!(settings.contains("\"use_rslora\": true"), "{settings}");
+    let other = format!("train {flags} --loftq-source text.txt -o other");
+    assert!(place.failure(&other, 1).contains("text.txt"));
+    let both = "train -m small.gguf --data text.txt -o other --init-adapter run \
+                --init-lora-weights gaussian";
+    assert!(place.failure(both, 2).contains("leave --init-lora-weights out"));
 }
 
 #[test]

@@ -63,6 +63,34 @@ impl Kernels {
             },
         );
     }
+
+    /// The same with momentum, as torch.optim.SGD has it without dampening: the gradient with its
+    /// decay is added to `momentum` times the `buffer`, zero before the first step, and the
+    /// parameters step down along that.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn sgd_momentum(
+        &self,
+        p: &mut [f32],
+        g: &[f32],
+        buffer: &mut [f32],
+        momentum: f32,
+        lr: f32,
+        weight_decay: f32,
+    ) {
+        let len = p.len();
+        assert!(g.len() == len && buffer.len() == len, "lengths of SGD's state");
+        self.compiled(
+            #[inline(always)]
+            || {
+                for ((p, &g), buffer) in p.iter_mut().zip(g).zip(buffer) {
+                    *buffer = *buffer * momentum + (g + weight_decay * *p);
+                    *p -= lr * *buffer;
+                }
+            },
+        );
+    }
 }
 
 /// One AdamW step's factors, in f32.

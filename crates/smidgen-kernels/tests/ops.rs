@@ -306,3 +306,63 @@ fn sgd_follows_its_formula() {
         assert_close("sgd", &got, &want, 2e-7);
     }
 }
+
+#[test]
+fn momentum_follows_its_formula() {
+    for n in LENGTHS {
+        let p = random(1, n, 1.0);
+        let got = same_on_all(|kernels| {
+            let (mut p, mut buffer) = (p.clone(), vec![0.0; n]);
+            for step in 0..3 {
+                kernels.sgd_momentum(
+                    &mut p,
+                    &random(5 + step, n, 1.0),
+                    &mut buffer,
+                    0.9,
+                    0.1,
+                    0.01,
+                );
+            }
+            [p, buffer].concat()
+        });
+        let (mut want, mut buffer) = (wide(&p), vec![0.0; n]);
+        for step in 0..3 {
+            for ((p, buffer), g) in want.iter_mut().zip(&mut buffer).zip(random(5 + step, n, 1.0)) {
+                *buffer = 0.9 * *buffer + f64::from(g) + 0.01 * *p;
+                *p -= 0.1 * *buffer;
+            }
+        }
+        want.extend(buffer);
+        assert_close("momentum", &got, &want, 3e-7);
+    }
+}
+
+/// Parts that end within blocks: each number takes the step of its own rate, and the state is that
+/// of any rate.
+#[test]
+fn eight_bit_parts_have_rates_of_their_own() {
+    const ENDS: [usize; 5] = [10, 256, 300, 310, 900];
+    let settings = |lr| AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let n = ENDS[4];
+    let (start, words) = (random(1, n, 1.0), eight_bit_words(n));
+    let run = |kernels: Kernels, rates: [f64; 5]| {
+        let (mut p, mut m, mut v) = (start.clone(), vec![0.0; words], vec![0.0; words]);
+        for step in 1..=3 {
+            let parts = ENDS.into_iter().zip(rates.map(settings));
+            let g = random(10 + step, n, 0.1);
+            kernels.adamw_8bit_in_parts(&mut p, &g, &mut m, &mut v, parts, step);
+        }
+        [p, m, v].concat()
+    };
+    let [slow, fast] =
+        [[1e-3; 5], [8e-3; 5]].map(|rates| same_on_all(|kernels| run(kernels, rates)));
+    let mixed = same_on_all(|kernels| run(kernels, [1e-3, 8e-3, 1e-3, 8e-3, 1e-3]));
+    // A state's words may be any bits, those of a NaN too.
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&mixed[n..]), bits(&slow[n..]));
+    for i in 0..n {
+        let part = ENDS.iter().position(|&end| i < end).expect("a part");
+        let want = if part % 2 == 0 { &slow } else { &fast };
+        assert_eq!(mixed[i], want[i], "number {i}");
+    }
+}

@@ -1,11 +1,13 @@
 //! LoRA adapters: which projections have one, their numbers, and the PEFT folder they live in.
 
+mod settings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use smidgen_graph::{Architecture, Factor, LoraSpec};
-use smidgen_kernels::Philox;
+use smidgen_kernels::{Kernels, NormalKey, Philox};
 use smidgen_models::SITES;
 use smidgen_runtime::Numbers;
 use smidgen_weights::{
@@ -15,71 +17,7 @@ use smidgen_weights::{
 
 use crate::base::Base;
 use crate::error::{Error, Result};
-
-/// Which projections get an adapter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum TargetModules {
-    /// All seven projections of a layer.
-    #[default]
-    AllLinear,
-    /// Those named, in checkpoints' names (`q_proj`, `self_attn.q_proj`) or GGUF's (`attn_q`).
-    Names(Vec<String>),
-}
-
-impl TargetModules {
-    /// Module paths below the layer, in the order of a layer.
-    ///
-    /// # Errors
-    /// A name that no projection has, or no name at all.
-    pub fn modules(&self) -> Result<Vec<String>> {
-        let Self::Names(names) = self else {
-            return Ok(SITES.iter().map(|s| s.module.to_owned()).collect());
-        };
-        let mut chosen = BTreeSet::new();
-        for name in names {
-            let matches = |site: &smidgen_graph::Site| {
-                let last = site.module.rsplit('.').next();
-                name == site.module || Some(name.as_str()) == last || name == site.tensor
-            };
-            let at = SITES.iter().position(matches).ok_or_else(|| {
-                let known: Vec<_> =
-                    SITES.iter().filter_map(|s| s.module.rsplit('.').next()).collect();
-                Error::setting(format!(
-                    "no projection is called {name:?}; --target-modules takes all-linear or some \
-                     of {}",
-                    known.join(", ")
-                ))
-            })?;
-            chosen.insert(at);
-        }
-        if chosen.is_empty() {
-            return Err(Error::setting("--target-modules names no projection"));
-        }
-        Ok(chosen.into_iter().map(|i| SITES[i].module.to_owned()).collect())
-    }
-}
-
-/// What kind of adapter.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraConfig {
-    /// Columns of B.
-    pub rank: usize,
-    /// The branch is scaled by alpha / rank.
-    pub alpha: f64,
-    /// Probability that an input of the branch is dropped in training.
-    pub dropout: f64,
-    /// Which projections.
-    pub targets: TargetModules,
-    /// Only the last so many layers; none for all.
-    pub num_layers: Option<usize>,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        let targets = TargetModules::AllLinear;
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, targets, num_layers: None }
-    }
-}
+pub use settings::{InitLoraWeights, LoraConfig, TargetModules};
 
 /// Something worth telling that is no error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +30,6 @@ pub struct AdapterShape {
     first_layer: usize,
     slots: Vec<Slot>,
     config: LoraConfig,
-    use_rslora: bool,
 }
 
 /// An adapter: its kind, and all its numbers in one run, layer by layer.
@@ -112,7 +49,10 @@ pub struct AdapterStart {
 
 #[derive(Debug)]
 enum Origin {
-    Random(u64),
+    /// A uniform, by the seed.
+    Uniform(u64),
+    /// A normal, by the seed.
+    Gaussian(u64),
     Folder(PathBuf, PeftAdapter),
 }
 
@@ -141,11 +81,10 @@ impl AdapterShape {
             first_layer: base.info.layers,
             slots: Vec::new(),
             config,
-            use_rslora: false,
         }
     }
 
-    fn new(base: &Base, config: &LoraConfig, use_rslora: bool) -> Result<Self> {
+    fn new(base: &Base, config: &LoraConfig) -> Result<Self> {
         let LoraConfig { rank, alpha, dropout, .. } = *config;
         if !(1..=1024).contains(&rank) {
             return Err(Error::setting(format!("--lora-rank {rank}: it lies between 1 and 1024")));
@@ -163,19 +102,19 @@ impl AdapterShape {
                 "--num-layers {trained}: the model has {layers} layers"
             )));
         }
-        let root = if use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        if !((alpha / root) as f32).is_finite() {
+        let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        if !((alpha / divisor) as f32).is_finite() {
             return Err(Error::setting(format!("--lora-alpha {alpha}: it is too large")));
         }
         let spec = LoraSpec {
             rank,
-            scale: (alpha / root) as f32,
+            scale: (alpha / divisor) as f32,
             dropout: dropout as f32,
             modules: config.targets.modules()?,
         };
         let first_layer = layers - trained;
         let slots = slots(base.blocks.as_ref(), &spec, first_layer);
-        Ok(Self { spec, first_layer, slots, config: config.clone(), use_rslora })
+        Ok(Self { spec, first_layer, slots, config: config.clone() })
     }
 
     /// Which projections of a layer it sits on, as the planner takes it.
@@ -196,7 +135,7 @@ impl AdapterShape {
     /// The alpha that, over the rank, is the scale of the branch: larger by sqrt(rank) than that of
     /// the settings where they ask for rank-stabilised LoRA.
     pub(crate) fn alpha_over_rank(&self) -> f64 {
-        let root = if self.use_rslora { (self.config.rank as f64).sqrt() } else { 1.0 };
+        let root = if self.config.use_rslora { (self.config.rank as f64).sqrt() } else { 1.0 };
         self.config.alpha * root
     }
 
@@ -245,7 +184,16 @@ impl AdapterStart {
     /// # Errors
     /// A setting that can't be.
     pub fn random(base: &Base, config: &LoraConfig, seed: u64) -> Result<Self> {
-        Ok(Self { shape: AdapterShape::new(base, config, false)?, from: Origin::Random(seed) })
+        Ok(Self { shape: AdapterShape::new(base, config)?, from: Origin::Uniform(seed) })
+    }
+
+    /// The same with A normal of deviation 1 / rank, as PEFT starts it with
+    /// `init_lora_weights="gaussian"`.
+    ///
+    /// # Errors
+    /// A setting that can't be.
+    pub fn gaussian(base: &Base, config: &LoraConfig, seed: u64) -> Result<Self> {
+        Ok(Self { shape: AdapterShape::new(base, config)?, from: Origin::Gaussian(seed) })
     }
 
     /// A PEFT folder's adapter of this model, and what is worth telling about it.
@@ -276,11 +224,12 @@ impl AdapterStart {
         let config = LoraConfig {
             rank: settings.r,
             alpha: settings.lora_alpha,
+            use_rslora: settings.use_rslora,
             dropout: settings.lora_dropout,
             targets,
             num_layers: Some(base.info.layers - first),
         };
-        let shape = AdapterShape::new(base, &config, settings.use_rslora)
+        let shape = AdapterShape::new(base, &config)
             .map_err(|e| wrong(format!("its settings can't be: {e}")))?;
         for slot in &shape.slots {
             slot.check(&file).map_err(wrong)?;
@@ -293,6 +242,11 @@ impl AdapterStart {
         &self.shape
     }
 
+    /// The adapter with numbers that are still to be filled in: those of a saved state.
+    pub(crate) fn unfilled(self, values: Numbers) -> Adapter {
+        self.shape.adapter(values)
+    }
+
     /// Fills `values`, which are as many as the shape has, and makes the adapter of them.
     ///
     /// # Errors
@@ -301,12 +255,20 @@ impl AdapterStart {
         for (stream, slot) in self.shape.slots.iter().enumerate() {
             let numbers = values.piece_mut(slot.range.clone())?;
             match &self.from {
-                Origin::Random(seed) if slot.factor == Factor::A => {
+                Origin::Uniform(seed) if slot.factor == Factor::A => {
                     Philox::new(*seed).uniform(stream as u64, 0, numbers);
                     let bound = 1.0 / (slot.cols as f32).sqrt();
                     numbers.iter_mut().for_each(|x| *x = bound * (2.0 * *x - 1.0));
                 }
-                Origin::Random(_) => {}
+                Origin::Gaussian(seed) if slot.factor == Factor::A => {
+                    // From the last stream back: training along normal numbers counts its own up.
+                    let sample = u64::MAX - stream as u64;
+                    let key = NormalKey { seed: *seed, sample };
+                    Kernels::detect().normals(key, 0, numbers);
+                    let deviation = 1.0 / slot.rank as f32;
+                    numbers.iter_mut().for_each(|x| *x *= deviation);
+                }
+                Origin::Uniform(_) | Origin::Gaussian(_) => {}
                 Origin::Folder(path, file) => slot
                     .read(base, file, numbers)
                     .map_err(|what| Error::Adapter { path: path.clone(), what })?,
@@ -404,7 +366,7 @@ impl Adapter {
             lora_alpha: shape.config.alpha,
             lora_dropout: shape.config.dropout,
             target_modules: PeftTargets::Names(names),
-            use_rslora: shape.use_rslora,
+            use_rslora: shape.config.use_rslora,
         };
         let mut shapes: BTreeMap<String, LoraShape> = BTreeMap::new();
         for slot in &shape.slots {

@@ -157,7 +157,7 @@ pub fn bench(
     let planned_bytes = plan.peak_bytes;
     let weights = Arc::clone(&base.weights);
     let folder = config.spool.as_deref();
-    let (mut adapter, optimizer) = trainable(base, start, &plan, config.optimizer, folder)?;
+    let (mut adapter, optimizer) = trainable(base, start, &plan, &config, folder, true)?;
     let mut engine = Engine::new(base.blocks.as_ref(), weights, Arc::new(plan), &run)?;
     let mut stepper = Stepper::new(config.method, optimizer, &adapter)?;
     let mut rate = GemmRate::new(engine.kernels(), case.threads)?;

@@ -26,6 +26,9 @@ pub enum Error {
     /// The budget is too small to prepare text.
     #[error(transparent)]
     PrepareOverBudget(#[from] crate::prepare::PrepareOverBudget),
+    /// The budget is too small to start with LoftQ.
+    #[error(transparent)]
+    LoftqOverBudget(#[from] crate::loftq::LoftqOverBudget),
     /// The process took more than the budget; what was trained can still be saved.
     #[error(transparent)]
     BudgetCrossed(#[from] smidgen_runtime::memory::BudgetCrossed),
@@ -106,6 +109,7 @@ impl Error {
         match self {
             Self::OverBudget(_)
             | Self::PrepareOverBudget(_)
+            | Self::LoftqOverBudget(_)
             | Self::BudgetCrossed(_)
             | Self::Text(smidgen_text::TextError::NoRoom { .. }) => Kind::Budget,
             Self::Setting(_) | Self::OtherRun { .. } => Kind::Usage,

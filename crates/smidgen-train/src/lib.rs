@@ -16,6 +16,7 @@ mod error;
 mod evaluate;
 mod generate;
 mod gradient;
+mod loftq;
 mod method;
 mod mezo;
 mod optimizer;
@@ -28,7 +29,9 @@ mod session;
 mod state;
 pub mod step;
 
-pub use adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig, TargetModules};
+pub use adapter::{
+    Adapter, AdapterNote, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig, TargetModules,
+};
 pub use base::Base;
 pub use bench::{BenchCase, BenchReport, BenchSettings, Round, bench};
 pub use compare::{Curve, CurveEvaluation};
@@ -37,6 +40,7 @@ pub use error::{Error, Kind, Result};
 pub use evaluate::{Evaluation, Evaluator};
 pub use generate::{Conversation, GenerateConfig};
 pub use gradient::{DirectionCosines, cosine, direction_cosines, gradient};
+pub use loftq::{LoftqOverBudget, LoftqReport, LoftqTensor};
 pub use method::{LayerOrder, Lcsb, Method};
 pub use mezo::{Mezo, Projection};
 pub use optimizer::{Optimizer, OptimizerConfig, StateFormat};

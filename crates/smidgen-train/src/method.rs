@@ -10,7 +10,7 @@ use smidgen_text::{Order, Sequence};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::mezo::{Descent, Mezo, Projection};
-use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::optimizer::Optimizer;
 use crate::step::{StepLoss, StepSettings, step};
 
 /// How a step finds its direction.
@@ -49,26 +49,6 @@ pub enum LayerOrder {
 }
 
 impl Method {
-    /// Refuses what can't go with the method. `layers` are trained.
-    pub(crate) fn check(
-        &self,
-        layers: usize,
-        optimizer: &OptimizerConfig,
-        dropout: f64,
-        clip: Option<f64>,
-    ) -> Result<()> {
-        match self {
-            Self::Exact => Ok(()),
-            Self::Lcsb(Lcsb { layers_per_step, .. }) => match layers_per_step {
-                k if (1..=layers).contains(k) => Ok(()),
-                k => Err(Error::setting(format!(
-                    "--layers-per-step {k}: {layers} layers are trained; give 1 to {layers}"
-                ))),
-            },
-            Self::Mezo(mezo) => mezo.check(optimizer, dropout, clip),
-        }
-    }
-
     /// Forward passes over a step's sequences, for each that the exact step takes.
     pub(crate) fn passes(&self) -> usize {
         match self {
@@ -174,6 +154,16 @@ impl Stepper {
 }
 
 impl Lcsb {
+    /// Refuses a number of layers that can't have a turn, where `layers` are trained.
+    pub(crate) fn check(self, layers: usize) -> Result<()> {
+        match self.layers_per_step {
+            k if (1..=layers).contains(&k) => Ok(()),
+            k => Err(Error::setting(format!(
+                "--layers-per-step {k}: {layers} layers are trained; give 1 to {layers}"
+            ))),
+        }
+    }
+
     /// Sets in `bypassed` which layers a step passes by: all of the `trained` ones whose turn it is
     /// not. `step` counts from 1.
     ///

@@ -16,8 +16,9 @@ use smidgen_kernels::{Kernels, NormalKey};
 use smidgen_runtime::{Engine, Factors, Numbers, Pass};
 use smidgen_text::Sequence;
 
+use crate::adapter::InitLoraWeights;
 use crate::error::{Error, Result};
-use crate::optimizer::OptimizerConfig;
+use crate::session::TrainConfig;
 use crate::step::{StepLoss, fill};
 
 /// MeZO's settings.
@@ -55,12 +56,9 @@ pub(crate) struct Descent {
 }
 
 impl Mezo {
-    pub(crate) fn check(
-        &self,
-        optimizer: &OptimizerConfig,
-        dropout: f64,
-        clip: Option<f64>,
-    ) -> Result<()> {
+    /// Refuses what the method can't be, or can't go with.
+    pub(crate) fn check(&self, config: &TrainConfig, dropout: f64) -> Result<()> {
+        let optimizer = &config.optimizer;
         let Self { eps, samples } = self;
         if !(*eps as f32 > 0.0 && (*eps as f32).is_finite()) {
             return Err(Error::setting(format!("--zo-eps {eps}: it is above 0; 1e-3 is usual")));
@@ -78,7 +76,17 @@ impl Mezo {
             let what = "--method mezo compares two losses of the same model; take --lora-dropout 0";
             return Err(Error::setting(what));
         }
-        if clip.is_some() {
+        if config.loraplus_ratio != 1.0 {
+            let what = "--method mezo has one rate for all; leave --loraplus-ratio out";
+            return Err(Error::setting(what));
+        }
+        if matches!(config.init_lora_weights, InitLoraWeights::Loftq { .. }) {
+            return Err(Error::setting(
+                "--method mezo can't tell a start by LoftQ in its history; make the start with \
+                 --method exact --iters 1 --learning-rate 0, then give it as --init-adapter",
+            ));
+        }
+        if config.clip.is_some() {
             let what = "--method mezo has no gradient to scale down; leave --max-grad-norm out";
             return Err(Error::setting(what));
         }

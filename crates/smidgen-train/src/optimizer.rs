@@ -4,11 +4,12 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use smidgen_graph::OptimizerState;
+use smidgen_graph::{Factor, OptimizerState};
 use smidgen_kernels::{AdamW, Kernels, eight_bit_words};
 use smidgen_runtime::Numbers;
 
-use crate::error::Result;
+use crate::adapter::AdapterShape;
+use crate::error::{Error, Result};
 
 /// How AdamW's means are held between steps. It changes the result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +48,10 @@ pub enum OptimizerConfig {
         /// How the two means are held.
         state: StateFormat,
     },
-    /// Plain gradient descent, as torch.optim.SGD without momentum.
+    /// Gradient descent, as torch.optim.SGD without dampening.
     Sgd {
+        /// How much of the step before is in a step; 0 for none, which needs no state.
+        momentum: f64,
         /// Added to the gradient as weight_decay times the weight.
         weight_decay: f64,
     },
@@ -67,10 +70,29 @@ impl OptimizerConfig {
         Self::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, state }
     }
 
+    /// Gradient descent without momentum.
+    pub fn sgd(weight_decay: f64) -> Self {
+        Self::Sgd { momentum: 0.0, weight_decay }
+    }
+
+    /// Refuses settings that can't be, by the names of their flags.
+    pub(crate) fn check(&self) -> Result<()> {
+        let decay = self.weight_decay();
+        if !(decay >= 0.0 && decay.is_finite()) {
+            return Err(Error::setting(format!("--weight-decay {decay}: it is at least 0")));
+        }
+        match *self {
+            Self::Sgd { momentum, .. } if !(0.0..1.0).contains(&momentum) => {
+                Err(Error::setting(format!("--momentum {momentum}: it lies in [0, 1)")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The weight decay.
     pub fn weight_decay(&self) -> f64 {
         match *self {
-            Self::AdamW { weight_decay, .. } | Self::Sgd { weight_decay } => weight_decay,
+            Self::AdamW { weight_decay, .. } | Self::Sgd { weight_decay, .. } => weight_decay,
         }
     }
 
@@ -84,17 +106,19 @@ impl OptimizerConfig {
 
     /// What it holds beside the trainable numbers.
     pub fn state(&self) -> Vec<OptimizerState> {
-        let of = |words, names: [_; 2]| names.map(|name| OptimizerState { name, words }).into();
-        match self {
-            Self::AdamW { state: StateFormat::F32, .. } => {
-                of(|len| StateFormat::F32.words(len), ["AdamW mean", "AdamW mean square"])
+        let words: fn(usize) -> usize = match self.format() {
+            StateFormat::F32 => |len| StateFormat::F32.words(len),
+            StateFormat::EightBit => |len| StateFormat::EightBit.words(len),
+        };
+        let names: &[&str] = match *self {
+            Self::AdamW { state: StateFormat::F32, .. } => &["AdamW mean", "AdamW mean square"],
+            Self::AdamW { state: StateFormat::EightBit, .. } => {
+                &["AdamW mean, 8-bit", "AdamW mean square, 8-bit"]
             }
-            Self::AdamW { state: StateFormat::EightBit, .. } => of(
-                |len| StateFormat::EightBit.words(len),
-                ["AdamW mean, 8-bit", "AdamW mean square, 8-bit"],
-            ),
-            Self::Sgd { .. } => vec![],
-        }
+            Self::Sgd { momentum: 0.0, .. } => &[],
+            Self::Sgd { .. } => &["SGD momentum"],
+        };
+        names.iter().map(|name| OptimizerState { name, words }).collect()
     }
 }
 
@@ -109,7 +133,8 @@ impl fmt::Display for OptimizerConfig {
                 };
                 write!(f, "{name} ({beta1}, {beta2}, {eps})")
             }
-            Self::Sgd { .. } => f.write_str("sgd"),
+            Self::Sgd { momentum: 0.0, .. } => f.write_str("sgd"),
+            Self::Sgd { momentum, .. } => write!(f, "sgd (momentum {momentum})"),
         }
     }
 }
@@ -122,6 +147,37 @@ pub struct Optimizer {
     starts: Vec<(usize, usize)>,
     /// As [`OptimizerConfig::state`] names them.
     state: Vec<Numbers>,
+    faster: Faster,
+}
+
+/// Numbers whose rate is not the step's, but `ratio` times it.
+#[derive(Debug)]
+struct Faster {
+    ratio: f64,
+    /// In order.
+    ranges: Vec<Range<usize>>,
+}
+
+impl Faster {
+    /// The parts of `run` that have one rate each, counted from its start.
+    fn parts(&self, run: Range<usize>, rate: f64) -> impl Iterator<Item = (Range<usize>, f64)> {
+        let mut at = run.start;
+        let mut next = self.ranges.partition_point(|range| range.end <= at);
+        std::iter::from_fn(move || {
+            if at >= run.end {
+                return None;
+            }
+            let begin = at;
+            let (end, factor) = match self.ranges.get(next) {
+                Some(range) if range.start <= at => (range.end, self.ratio),
+                Some(range) => (range.start, 1.0),
+                None => (run.end, 1.0),
+            };
+            next += usize::from(factor != 1.0);
+            at = end.min(run.end);
+            Some((begin - run.start..at - run.start, factor * rate))
+        })
+    }
 }
 
 impl Optimizer {
@@ -158,7 +214,18 @@ impl Optimizer {
             longest = longest.max(words);
         }
         let state = config.state().iter().map(|_| make(end, longest)).collect::<Result<_>>()?;
-        Ok(Self { config, starts, state })
+        let faster = Faster { ratio: 1.0, ranges: Vec::new() };
+        Ok(Self { config, starts, state, faster })
+    }
+
+    /// The same with `ratio` times the rate for every B of an adapter of that shape: LoRA+
+    /// (Hayou, Ghosh and Yu, 2024, arXiv:2402.12354).
+    pub fn with_loraplus(mut self, ratio: f64, shape: &AdapterShape) -> Self {
+        if ratio != 1.0 {
+            let factors = shape.factors().filter(|(_, _, factor, _)| *factor == Factor::B);
+            self.faster = Faster { ratio, ranges: factors.map(|(.., range)| range).collect() };
+        }
+        self
     }
 
     /// Which optimiser it is.
@@ -196,24 +263,43 @@ impl Optimizer {
         rate: f64,
         step: u64,
     ) -> smidgen_runtime::Result<()> {
+        let parts = self.faster.parts(run.clone(), rate);
+        let words = |state| words_of(&self.starts, state, run.clone());
         match (self.config, self.state.as_mut_slice()) {
             (
                 OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay, state },
                 [mean, mean_square],
             ) => {
-                let settings = AdamW { lr: rate, beta1, beta2, eps, weight_decay };
-                let words = words_of(&self.starts, state, run);
+                let words = words(state);
                 let mean = mean.piece_mut(words.clone())?;
                 let mean_square = mean_square.piece_mut(words)?;
-                let update = match state {
-                    StateFormat::F32 => Kernels::adamw,
-                    StateFormat::EightBit => Kernels::adamw_8bit,
-                };
-                update(&kernels, params, gradients, mean, mean_square, settings, step);
+                let settings = |lr| AdamW { lr, beta1, beta2, eps, weight_decay };
+                if state == StateFormat::EightBit {
+                    let parts = parts.map(|(part, rate)| (part.end, settings(rate)));
+                    kernels.adamw_8bit_in_parts(params, gradients, mean, mean_square, parts, step);
+                    return Ok(());
+                }
+                for (part, rate) in parts {
+                    let (params, gradients) = (&mut params[part.clone()], &gradients[part.clone()]);
+                    let (mean, mean_square) = (&mut mean[part.clone()], &mut mean_square[part]);
+                    kernels.adamw(params, gradients, mean, mean_square, settings(rate), step);
+                }
             }
             (OptimizerConfig::AdamW { .. }, _) => unreachable!("AdamW has two states"),
-            (OptimizerConfig::Sgd { weight_decay }, _) => {
-                kernels.sgd(params, gradients, rate as f32, weight_decay as f32);
+            (OptimizerConfig::Sgd { momentum, weight_decay }, [buffer]) => {
+                let buffer = buffer.piece_mut(words(StateFormat::F32))?;
+                for (part, rate) in parts {
+                    let (params, gradients) = (&mut params[part.clone()], &gradients[part.clone()]);
+                    let (momentum, decay) = (momentum as f32, weight_decay as f32);
+                    let buffer = &mut buffer[part];
+                    kernels.sgd_momentum(params, gradients, buffer, momentum, rate as f32, decay);
+                }
+            }
+            (OptimizerConfig::Sgd { weight_decay, .. }, _) => {
+                for (part, rate) in parts {
+                    let (params, gradients) = (&mut params[part.clone()], &gradients[part]);
+                    kernels.sgd(params, gradients, rate as f32, weight_decay as f32);
+                }
             }
         }
         Ok(())

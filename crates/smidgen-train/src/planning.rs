@@ -10,9 +10,10 @@ use smidgen_runtime::memory::{self, RunPhase};
 use smidgen_runtime::{Settings, fixed_rows};
 use smidgen_text::{Dataset, Packs, Sequence};
 
-use crate::adapter::{AdapterNote, AdapterShape, AdapterStart};
+use crate::adapter::{AdapterNote, AdapterShape, AdapterStart, InitLoraWeights};
 use crate::base::Base;
 use crate::error::Result;
+use crate::loftq::Loftq;
 use crate::session::{TrainConfig, check_method};
 
 /// What of a dataset decides the memory of a run.
@@ -101,9 +102,27 @@ pub(crate) fn adapter_start(
     base: &Base,
     config: &TrainConfig,
 ) -> Result<(AdapterStart, Vec<AdapterNote>)> {
-    match &config.init_adapter {
-        Some(folder) => AdapterStart::folder(base, folder),
-        None => Ok((AdapterStart::random(base, &config.lora, config.seed)?, vec![])),
+    let new = match (&config.init_adapter, &config.init_lora_weights) {
+        (Some(folder), _) => return AdapterStart::folder(base, folder),
+        (None, InitLoraWeights::Gaussian) => AdapterStart::gaussian,
+        (None, InitLoraWeights::Uniform | InitLoraWeights::Loftq { .. }) => AdapterStart::random,
+    };
+    Ok((new(base, &config.lora, config.seed)?, vec![]))
+}
+
+/// LoftQ, where the run starts with it; the process and the adapter's numbers take `held` bytes.
+pub(crate) fn loftq_start(
+    base: &Base,
+    config: &TrainConfig,
+    shape: &AdapterShape,
+    held: u64,
+) -> Result<Option<Loftq>> {
+    match &config.init_lora_weights {
+        InitLoraWeights::Loftq { source } => {
+            let (threads, memory) = (config.threads, config.memory);
+            Ok(Some(Loftq::open(base, shape, source, threads, held, memory)?))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -12,9 +12,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smidgen_kernels::{Kernels, NormalKey};
+use smidgen_runtime::Numbers;
 use smidgen_weights::{BaseModel, NewFile};
 
-use crate::adapter::{Adapter, AdapterShape, LoraConfig, TargetModules};
+use crate::adapter::{
+    Adapter, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig, TargetModules,
+};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::mezo::{Descent, Projection};
@@ -35,6 +38,7 @@ pub(crate) struct Beginning {
     base: BaseModel,
     rank: usize,
     alpha: f64,
+    use_rslora: bool,
     modules: Vec<String>,
     num_layers: usize,
     start: Start,
@@ -44,8 +48,10 @@ pub(crate) struct Beginning {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Start {
-    /// A new one of this seed.
+    /// A new one of this seed, A uniform.
     Seed(u64),
+    /// A new one of this seed, A normal.
+    Gaussian(u64),
     /// A PEFT folder's, whose `adapter_model.safetensors` has this SHA-256.
     Sha256(String),
 }
@@ -62,22 +68,24 @@ struct Step {
 }
 
 impl Beginning {
-    /// What a run of `shape` begins with, from an adapter's folder or a new one of `seed`.
+    /// What a run of `shape` begins with, from an adapter's folder or a new one of a seed.
     pub fn new(
         base: &Base,
         shape: &AdapterShape,
         folder: Option<&Path>,
-        seed: u64,
+        (init, seed): (&InitLoraWeights, u64),
     ) -> Result<Self> {
-        let start = match folder {
-            Some(folder) => Start::Sha256(sha256(&folder.join("adapter_model.safetensors"))?),
-            None => Start::Seed(seed),
+        let start = match (folder, init) {
+            (Some(folder), _) => Start::Sha256(sha256(&folder.join("adapter_model.safetensors"))?),
+            (None, InitLoraWeights::Gaussian) => Start::Gaussian(seed),
+            (None, _) => Start::Seed(seed),
         };
         Ok(Self {
             version: VERSION,
             base: base.record()?,
             rank: shape.config().rank,
             alpha: shape.config().alpha,
+            use_rslora: shape.config().use_rslora,
             modules: shape.spec().modules.clone(),
             num_layers: base.info.layers - shape.first_layer(),
             start,
@@ -200,6 +208,18 @@ pub fn replay(base: &Base, path: &Path, init_adapter: Option<&Path>) -> Result<(
 }
 
 impl Beginning {
+    /// What kind of adapter it is.
+    fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: 0.0,
+            targets: TargetModules::Names(self.modules.clone()),
+            num_layers: Some(self.num_layers),
+            use_rslora: self.use_rslora,
+        }
+    }
+
     /// The adapter before the first step.
     fn adapter(&self, base: &Base, path: &Path, folder: Option<&Path>) -> Result<Adapter> {
         let other =
@@ -213,17 +233,13 @@ impl Beginning {
             ));
         }
         match (&self.start, folder) {
-            (Start::Seed(seed), None) => {
-                let config = LoraConfig {
-                    rank: self.rank,
-                    alpha: self.alpha,
-                    dropout: 0.0,
-                    targets: TargetModules::Names(self.modules.clone()),
-                    num_layers: Some(self.num_layers),
-                };
-                Adapter::new(base, &config, *seed)
+            (Start::Seed(seed), None) => Adapter::new(base, &self.lora(), *seed),
+            (Start::Gaussian(seed), None) => {
+                let start = AdapterStart::gaussian(base, &self.lora(), *seed)?;
+                let values = Numbers::in_memory(start.shape().len())?;
+                start.make(base, values)
             }
-            (Start::Seed(_), Some(_)) => {
+            (Start::Seed(_) | Start::Gaussian(_), Some(_)) => {
                 other("the run began with a new adapter; leave --init-adapter out".into())
             }
             (Start::Sha256(hash), Some(folder)) => {

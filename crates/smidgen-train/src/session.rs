@@ -11,14 +11,19 @@ use smidgen_runtime::memory::{self, Meter, RunPhase};
 use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_text::{Dataset, Fingerprint, Order, Packs, Sequence};
 
-use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart, LoraConfig};
+use crate::adapter::{
+    Adapter, AdapterNote, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig,
+};
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
+use crate::loftq::{Loftq, LoftqReport};
 use crate::method::{Method, Stepper};
 use crate::mezo::{Descent, Projection};
 use crate::optimizer::{Optimizer, OptimizerConfig};
-use crate::planning::{DataSize, adapter_start, plan_or_remedies, process_row, request, settings};
+use crate::planning::{
+    DataSize, adapter_start, loftq_start, plan_or_remedies, process_row, request, settings,
+};
 use crate::replay::Beginning;
 use crate::schedule::{Schedule, Shape};
 use crate::state::{Record, RunSettings, RunState, StateWriter};
@@ -68,6 +73,8 @@ pub struct TrainConfig {
     pub lora: LoraConfig,
     /// Starts from this PEFT folder; its rank, alpha and targets replace those of `lora`.
     pub init_adapter: Option<PathBuf>,
+    /// What the numbers of a new adapter are.
+    pub init_lora_weights: InitLoraWeights,
     /// How long.
     pub length: Length,
     /// Sequences a step, or packs of them, times `grad_accumulation_steps`.
@@ -78,6 +85,8 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
     /// The highest rate.
     pub learning_rate: f64,
+    /// B's rate is so many times A's: LoRA+ (arXiv:2402.12354); 1 for plain LoRA.
+    pub loraplus_ratio: f64,
     /// How the rate goes on after warm-up.
     pub schedule: Shape,
     /// Steps over which the rate rises from zero.
@@ -117,11 +126,13 @@ impl Default for TrainConfig {
             method: Method::Exact,
             lora: LoraConfig::default(),
             init_adapter: None,
+            init_lora_weights: InitLoraWeights::Uniform,
             length: Length::Epochs(1),
             batch_size: 1,
             grad_accumulation_steps: 1,
             optimizer: OptimizerConfig::adamw(0.01),
             learning_rate: 1e-4,
+            loraplus_ratio: 1.0,
             schedule: Shape::Constant,
             warmup: 0,
             clip: None,
@@ -156,10 +167,19 @@ impl TrainConfig {
         if self.clip.is_some_and(|c| c.is_nan() || c <= 0.0) {
             return Err(Error::setting("--max-grad-norm: it is above 0"));
         }
-        let decay = self.optimizer.weight_decay();
-        if !(decay >= 0.0 && decay.is_finite()) {
-            return Err(Error::setting(format!("--weight-decay {decay}: it is at least 0")));
+        let ratio = self.loraplus_ratio;
+        if !(ratio > 0.0 && ratio.is_finite()) {
+            return Err(Error::setting(format!("--loraplus-ratio {ratio}: it must be above 0")));
         }
+        if let (Some(folder), true) =
+            (&self.init_adapter, self.init_lora_weights != InitLoraWeights::Uniform)
+        {
+            return Err(Error::setting(format!(
+                "--init-adapter {} has numbers already; leave --init-lora-weights out",
+                folder.display()
+            )));
+        }
+        self.optimizer.check()?;
         if self.batch_size.checked_mul(self.grad_accumulation_steps).is_none_or(|n| n > 1 << 20) {
             return Err(Error::setting("more than 2^20 sequences a step"));
         }
@@ -182,6 +202,7 @@ pub struct Planned {
     plan: Plan,
     request: Request,
     settings: Settings,
+    loftq: Option<Loftq>,
     notes: Vec<AdapterNote>,
     steps: u64,
     resumed: Option<RunState>,
@@ -209,9 +230,16 @@ impl Planned {
         check_method(&base, &config, start.shape())?;
         let size = DataSize::of(&data, packs.as_ref());
         let settings = settings(&base, &config, size.tokens(longest_evaluation));
+        let held = process.bytes;
         let request =
             request(&base, start.shape(), &config, size, longest_evaluation, &settings, process);
         let plan = plan_or_remedies(&base, &request)?;
+        let numbers = match plan.paged {
+            Paged::All => plan.largest_params(),
+            Paged::State | Paged::Nothing => start.shape().len(),
+        };
+        let held = held + (numbers * size_of::<f32>()) as u64;
+        let loftq = loftq_start(&base, &config, start.shape(), held)?;
         let steps_per_epoch = size.sequences.div_ceil(config.sequences()) as u64;
         let steps = match config.length {
             Length::Iters(n) => n,
@@ -227,6 +255,7 @@ impl Planned {
             plan,
             request,
             settings,
+            loftq,
             notes,
             steps,
             resumed,
@@ -285,12 +314,15 @@ impl Planned {
         set("--seed", config.seed.to_string());
         set("--lora-rank", lora.rank.to_string());
         set("--lora-alpha", lora.alpha.to_string());
+        set("--use-rslora", lora.use_rslora.to_string());
+        set("--init-lora-weights", config.init_lora_weights.name().to_owned());
         set("--lora-dropout", lora.dropout.to_string());
         set("--target-modules", shape.spec().modules.join(","));
         set("--num-layers", (self.base.info.layers - shape.first_layer()).to_string());
         set("--optimizer", config.optimizer.to_string());
         set("--weight-decay", config.optimizer.weight_decay().to_string());
         set("--learning-rate", config.learning_rate.to_string());
+        set("--loraplus-ratio", config.loraplus_ratio.to_string());
         set("--warmup", config.warmup.to_string());
         set("--max-grad-norm", or_none(config.clip.map(|c| c.to_string())));
         set("--spool-type", format!("{:?}", config.spool_format).to_lowercase());
@@ -344,15 +376,34 @@ impl Planned {
     /// Makes all that the plan lists.
     ///
     /// # Errors
-    /// Threads can't be started, the scratch files can't be made, or a state that the run goes on
-    /// from can't be read any more.
+    /// Those of [`Planned::start_watched`].
     pub fn start(self) -> Result<Session> {
+        self.start_watched(&AtomicBool::new(false), &mut |_, _| ())
+    }
+
+    /// The same where making the adapter takes its time, with LoftQ: `progress` hears of how many
+    /// projections it is done with, and of how many in all.
+    ///
+    /// # Errors
+    /// Threads can't be started, the scratch files can't be made, or a state that the run goes on
+    /// from can't be read any more. The weights from before quantisation can't be read or are
+    /// another model's, or the caller cancelled.
+    pub fn start_watched(
+        self,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Session> {
         let mut record = self.record()?;
         let plan = Arc::new(self.plan);
         let folder = self.settings.spool_folder.as_deref();
+        let make = self.resumed.is_none();
         let (mut adapter, mut optimizer) =
-            trainable(&self.base, self.start, &plan, self.config.optimizer, folder)?;
+            trainable(&self.base, self.start, &plan, &self.config, folder, make)?;
         let runs = plan.param_ranges();
+        let loftq = match self.loftq.filter(|_| self.resumed.is_none()) {
+            Some(loftq) => Some(loftq.fill(&self.base, &mut adapter, cancel, progress)?),
+            None => None,
+        };
         if let Some(state) = &self.resumed {
             let pieces = optimizer.pieces();
             state.load(adapter.values(), &runs, optimizer.states(), &pieces)?;
@@ -361,7 +412,8 @@ impl Planned {
         let beginning = match self.config.method {
             Method::Mezo(_) => {
                 let (folder, seed) = (self.config.init_adapter.as_deref(), self.config.seed);
-                Some(Beginning::new(&self.base, adapter.shape(), folder, seed)?)
+                let init = &self.config.init_lora_weights;
+                Some(Beginning::new(&self.base, adapter.shape(), folder, (init, seed))?)
             }
             Method::Exact | Method::Lcsb(_) => None,
         };
@@ -386,6 +438,7 @@ impl Planned {
             pass: Pass::default(),
             beginning,
             record,
+            loftq,
         };
         session.engine()?;
         session.meter().look();
@@ -457,6 +510,7 @@ pub struct Session {
     beginning: Option<Beginning>,
     /// What is saved beside the numbers; the steps done among it.
     record: Record,
+    loftq: Option<LoftqReport>,
 }
 
 impl Session {
@@ -467,6 +521,11 @@ impl Session {
             self.engine = Some(engine);
         }
         Ok(self.engine.as_mut().expect("just made"))
+    }
+
+    /// What LoftQ did, if the run began with it.
+    pub fn loftq(&self) -> Option<&LoftqReport> {
+        self.loftq.as_ref()
     }
 
     /// Runs the next step. Setting `cancel` stops it before anything is changed, or lets it
@@ -691,13 +750,14 @@ impl Session {
 }
 
 /// An adapter and its optimiser before the first step, in memory or in scratch files as the plan
-/// says.
+/// says; the adapter's numbers are what it starts from, if it is to be filled.
 pub(crate) fn trainable(
     base: &Base,
     start: AdapterStart,
     plan: &Plan,
-    optimizer: OptimizerConfig,
+    config: &TrainConfig,
     folder: Option<&Path>,
+    fill: bool,
 ) -> Result<(Adapter, Optimizer)> {
     let folder = folder.unwrap_or(Path::new("."));
     let (len, window) = (start.shape().len(), plan.largest_params());
@@ -705,18 +765,38 @@ pub(crate) fn trainable(
         Paged::All => Numbers::in_file(folder, len, window)?,
         Paged::State | Paged::Nothing => Numbers::in_memory(len)?,
     };
+    let adapter = match fill {
+        true => start.make(base, values)?,
+        false => start.unfilled(values),
+    };
     let runs = plan.param_ranges();
     let optimizer = match plan.paged {
-        Paged::Nothing => Optimizer::new(optimizer, &runs)?,
-        _ => Optimizer::paged(optimizer, &runs, folder)?,
+        Paged::Nothing => Optimizer::new(config.optimizer, &runs)?,
+        _ => Optimizer::paged(config.optimizer, &runs, folder)?,
     };
-    Ok((start.make(base, values)?, optimizer))
+    let optimizer = optimizer.with_loraplus(config.loraplus_ratio, adapter.shape());
+    Ok((adapter, optimizer))
 }
 
 /// Refuses what can't go with the run's method.
 pub(crate) fn check_method(base: &Base, config: &TrainConfig, shape: &AdapterShape) -> Result<()> {
-    let layers = base.info.layers - shape.first_layer();
-    config.method.check(layers, &config.optimizer, shape.config().dropout, config.clip)
+    match config.method {
+        Method::Exact => Ok(()),
+        Method::Lcsb(lcsb) => lcsb.check(base.info.layers - shape.first_layer()),
+        Method::Mezo(mezo) => mezo.check(config, shape.config().dropout),
+    }
+}
+
+fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
+    let (found, model) = (data.file().header().vocab_size as usize, base.info().vocabulary);
+    if found > model {
+        return Err(Error::setting(format!(
+            "{} was prepared for a vocabulary of {found} tokens and the model has {model}; \
+             prepare it again with this model",
+            data.file().path().display()
+        )));
+    }
+    Ok(())
 }
 
 /// Reads a step's samples, each into memory of its own length: their number and lengths change from
@@ -732,18 +812,6 @@ fn read_samples<'a>(
         let mut sequence = Sequence::default();
         data.read(sample as usize, &mut sequence)?;
         sequences.push(sequence);
-    }
-    Ok(())
-}
-
-fn check_vocabulary(base: &Base, data: &Dataset) -> Result<()> {
-    let (found, model) = (data.file().header().vocab_size as usize, base.info().vocabulary);
-    if found > model {
-        return Err(Error::setting(format!(
-            "{} was prepared for a vocabulary of {found} tokens and the model has {model}; \
-             prepare it again with this model",
-            data.file().path().display()
-        )));
     }
     Ok(())
 }

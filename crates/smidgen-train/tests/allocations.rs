@@ -103,7 +103,7 @@ fn no_step_allocates() {
         TrainConfig { memory: MemoryBudget::Unlimited, ..plain.clone() },
         TrainConfig {
             memory: MemoryBudget::Min,
-            optimizer: OptimizerConfig::Sgd { weight_decay: 0.0 },
+            optimizer: OptimizerConfig::sgd(0.0),
             batch_size: 2,
             grad_accumulation_steps: 2,
             clip: Some(1.0),

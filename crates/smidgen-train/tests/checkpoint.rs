@@ -6,10 +6,13 @@ mod common;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use common::{FAMILIES, repository, sequences};
+use common::{FAMILIES, bits, numbers, repository, sequences};
 use serde_json::{Value, json};
 use smidgen_graph::Budget;
-use smidgen_train::{Adapter, Base, Convert, Converted, Evaluator, Format, LoraConfig, Result};
+use smidgen_train::{
+    Adapter, Base, Convert, Converted, Dataset, Evaluator, Format, InitLoraWeights, LoraConfig,
+    MemoryBudget, Planned, PrepareOptions, Result, TokenFile, TrainConfig, WindowSpec, prepare,
+};
 use smidgen_weights::{Gguf, Optional, gguf_rows_to_hf};
 
 const TEXT: &str =
@@ -346,4 +349,44 @@ fn llama3_scaling_becomes_a_tensor_of_factors() {
     // The shortest wave has 256 / 2 pi periods in the context; the longest less than one.
     assert_eq!((factors[0], factors[11]), (1.0, 8.0));
     assert!(factors.is_sorted() && factors.iter().any(|f| *f > 1.0 && *f < 8.0), "{factors:?}");
+}
+
+/// A folder's q and k have their rows in another order than the base's.
+#[test]
+fn loftq_takes_a_folder_as_its_source() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_folder("llama", folder.path(), 2);
+    let [exact, small] =
+        [("exact.gguf", Format::F32), ("small.gguf", Format::Q4_0)].map(|(name, to)| {
+            let path = folder.path().join(name);
+            quantise(folder.path(), to, &path).expect("a file");
+            path
+        });
+    let (text, tokens) = (folder.path().join("text.txt"), folder.path().join("train.tokens"));
+    std::fs::write(&text, TEXT).expect("a file");
+    let never = AtomicBool::new(false);
+    let start = |source: &Path| {
+        let base = Base::open(&small).expect("a model");
+        let memory = MemoryBudget::Unlimited;
+        let options = PrepareOptions::default();
+        prepare(&base, &text, &options, memory, &tokens, &never, &mut |_| {}).expect("tokens");
+        let window = WindowSpec { max_seq_length: 16, chunks: Some(1), bos: false };
+        let tokens = TokenFile::open(&tokens).expect("tokens");
+        let config = TrainConfig {
+            init_lora_weights: InitLoraWeights::Loftq { source: source.to_owned() },
+            memory,
+            ..TrainConfig::default()
+        };
+        let data = Dataset::open(tokens, &window).expect("data");
+        let session = Planned::new(base, data, 0, config).and_then(Planned::start);
+        let session = session.expect("a session");
+        let tensors = session.loftq().expect("LoftQ").tensors.clone();
+        (tensors, bits(numbers(&session.finish().1)))
+    };
+    let [from_folder, from_file] = [folder.path(), exact.as_path()].map(start);
+    assert!(from_folder == from_file);
+    let (tensors, _) = from_folder;
+    assert!(tensors.iter().all(|t| t.error_after <= t.error_before));
+    // Others were Q4_0 before.
+    assert!(tensors.iter().any(|t| 0.0 < t.error_after && t.error_after < 0.99 * t.error_before));
 }

@@ -102,6 +102,34 @@ fn a_gguf_lora_holds_the_adapters_numbers() {
     }
 }
 
+/// llama.cpp scales a LoRA by alpha / rank, so a rank-stabilised one has a larger alpha there.
+#[test]
+fn a_rank_stabilised_adapter_keeps_its_scale() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("adapter.gguf");
+    let model = golden_model("llama");
+    let config = LoraConfig { rank: 4, alpha: 6.0, use_rslora: true, ..LoraConfig::default() };
+    let mut adapter = model.adapter(&config);
+    assert_eq!(adapter.shape().spec().scale, 3.0);
+    export_gguf(&model.base, &mut adapter, &path).expect("a file");
+    let gguf = Gguf::open(&path).expect("a GGUF file");
+    assert_eq!(gguf.f32("adapter.lora.alpha").expect("alpha"), 12.0);
+    adapter.save(&model.base, folder.path()).expect("a saved adapter");
+    let settings = std::fs::read_to_string(folder.path().join("adapter_config.json"));
+    let settings = settings.expect("settings");
+    assert!(settings.contains("\"use_rslora\": true") && settings.contains("\"lora_alpha\": 6"));
+    let (again, _) = Adapter::load(&model.base, folder.path()).expect("an adapter");
+    assert!(again.config().use_rslora && again.config().alpha == 6.0);
+    assert_eq!(again.shape().spec(), adapter.shape().spec());
+    // As it is trained, so it is merged.
+    let merged = folder.path().join("merged.gguf");
+    let trained = logits(&model.base, copy(&adapter));
+    convert(1, |c| c.fuse(&model.base, &mut adapter, Some(Format::F32), &merged)).expect("a file");
+    let base = Base::open(&merged).expect("a model");
+    let off = largest_difference(&logits(&base, Adapter::none(&base)), &trained);
+    assert!(off < 1e-4, "logits off by {off}");
+}
+
 #[test]
 fn rank_stabilised_adapters_get_the_alpha_of_the_same_scale() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -26,6 +26,8 @@ const ADAMW_LOSSES: f64 = 1e-5;
 /// Of 8-bit AdamW's losses against those of f32 AdamW, relative.
 const EIGHT_BIT_LOSSES: f64 = 3e-3;
 const SGD_LOSSES: f64 = 1e-4;
+const MOMENTUM_LOSSES: f64 = 1e-5;
+const LORAPLUS_LOSSES: f64 = 5e-5;
 
 /// Rows a pass: a batch's three sequences fit into one pass, fill two, or take one each.
 const TOKENS: [usize; 3] = [65, 41, 32];
@@ -196,14 +198,15 @@ fn losses(
     golden: &Golden,
     (kernels, threads, tokens): (Kernels, usize, usize),
     config: OptimizerConfig,
-    rate: f64,
+    (rate, ratio): (f64, f64),
     steps: usize,
 ) -> Vec<f64> {
     let mut adapter = golden.adapter();
     let mut run = golden.model.run(&adapter, tokens);
     (run.kernels, run.threads) = (kernels, threads);
     let mut engine = golden.model.engine(&run);
-    let mut optimizer = Optimizer::new(config, &engine.plan().param_ranges()).expect("memory");
+    let optimizer = Optimizer::new(config, &engine.plan().param_ranges()).expect("memory");
+    let mut optimizer = optimizer.with_loraplus(ratio, adapter.shape());
     let (batches, mut pass) = (golden.batches(), Pass::default());
     let one = |s: usize| {
         let settings = StepSettings { number: s as u64 + 1, rate, clip: None, seed: 0 };
@@ -219,8 +222,9 @@ fn losses(
 fn check_ten_losses(key: &str, config: OptimizerConfig, tolerance: f64) {
     for golden in FAMILIES.map(Golden::open) {
         let steps = &golden.json["steps"][key];
-        let rate = steps["lr"].as_f64().expect("a rate");
-        let first = losses(&golden, (Kernels::detect(), 1, TOKENS[0]), config, rate, 10);
+        let ratio = steps["loraplus_ratio"].as_f64().unwrap_or(1.0);
+        let rates = (steps["lr"].as_f64().expect("a rate"), ratio);
+        let first = losses(&golden, (Kernels::detect(), 1, TOKENS[0]), config, rates, 10);
         let expected = steps["losses"].as_array().expect("losses");
         assert_eq!(first.len(), expected.len());
         let mut worst: f64 = 0.0;
@@ -230,7 +234,7 @@ fn check_ten_losses(key: &str, config: OptimizerConfig, tolerance: f64) {
         }
         println!("{} {key}: worst loss off {worst:.1e}", golden.family);
         for way in steps_ways() {
-            let again = losses(&golden, way, config, rate, STEPS_ALIKE);
+            let again = losses(&golden, way, config, rates, STEPS_ALIKE);
             assert_eq!(again, first[..STEPS_ALIKE], "{} {way:?}", golden.family);
         }
     }
@@ -251,7 +255,7 @@ fn fifty_eight_bit_adamw_losses_stay_close_to_f32_ones() {
     for golden in FAMILIES.map(Golden::open) {
         let rate = golden.json["steps"]["adamw"]["lr"].as_f64().expect("a rate");
         let way = (Kernels::detect(), 1, TOKENS[0]);
-        let of = |config| losses(&golden, way, config, rate, 50);
+        let of = |config| losses(&golden, way, config, (rate, 1.0), 50);
         let wide = of(OptimizerConfig::adamw(0.01));
         let small = of(OptimizerConfig::adamw_8bit(0.01));
         let off = |(wide, small): (&f64, &f64)| ((small - wide) / wide).abs();
@@ -266,7 +270,18 @@ fn fifty_eight_bit_adamw_losses_stay_close_to_f32_ones() {
 
 #[test]
 fn ten_sgd_losses_match() {
-    check_ten_losses("sgd", OptimizerConfig::Sgd { weight_decay: 0.0 }, SGD_LOSSES);
+    check_ten_losses("sgd", OptimizerConfig::sgd(0.0), SGD_LOSSES);
+}
+
+#[test]
+fn ten_momentum_losses_match() {
+    let config = OptimizerConfig::Sgd { momentum: 0.9, weight_decay: 0.01 };
+    check_ten_losses("sgd_momentum", config, MOMENTUM_LOSSES);
+}
+
+#[test]
+fn ten_loraplus_losses_match() {
+    check_ten_losses("adamw_loraplus", OptimizerConfig::adamw(0.01), LORAPLUS_LOSSES);
 }
 
 #[test]

@@ -291,8 +291,7 @@ fn clipping_scales_all_gradients_to_the_norm() {
         let start = numbers(&adapter).to_vec();
         let (_, gradients) = gradient(&mut engine, &start, &batch, None);
         let limit = norm(&gradients) / 3.0;
-        let mut optimizer =
-            Optimizer::new(OptimizerConfig::Sgd { weight_decay: 0.0 }, &[]).expect("memory");
+        let mut optimizer = Optimizer::new(OptimizerConfig::sgd(0.0), &[]).expect("memory");
         let settings = StepSettings { number: 1, rate: 1.0, clip: Some(limit), seed: 0 };
         let (mut pass, never) = (Pass::default(), AtomicBool::new(false));
         step(&mut engine, &mut adapter, &mut optimizer, &batch, &settings, &mut pass, &never)

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use smidgen_train::{
-    Base, Dataset, Error, Kind, Length, LoraConfig, MemoryBudget, OptimizerConfig, Planned,
-    PrepareOptions, RunFolder, RunState, Session, Shape, TargetModules, TokenFile, TrainConfig,
-    WindowSpec, prepare,
+    Base, Dataset, Error, InitLoraWeights, Kind, Length, LoraConfig, MemoryBudget, OptimizerConfig,
+    Planned, PrepareOptions, RunFolder, RunState, Session, Shape, TargetModules, TokenFile,
+    TrainConfig, WindowSpec, prepare,
 };
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -92,8 +92,19 @@ fn a_resumed_run_takes_the_same_steps() {
     let configs = [
         config(),
         TrainConfig { optimizer: OptimizerConfig::adamw_8bit(0.01), ..per_block.clone() },
-        TrainConfig { optimizer: OptimizerConfig::Sgd { weight_decay: 0.1 }, ..config() },
+        TrainConfig { optimizer: OptimizerConfig::sgd(0.1), ..config() },
         TrainConfig { pack: true, ..per_block.clone() },
+        TrainConfig {
+            optimizer: OptimizerConfig::Sgd { momentum: 0.9, weight_decay: 0.1 },
+            learning_rate: 1e-2,
+            ..config()
+        },
+        TrainConfig {
+            optimizer: OptimizerConfig::adamw_8bit(0.01),
+            loraplus_ratio: 16.0,
+            init_lora_weights: InitLoraWeights::Gaussian,
+            ..per_block.clone()
+        },
         per_block,
     ];
     for config in configs {
@@ -143,13 +154,22 @@ fn another_run_is_named() {
     let path = folder.path().join("run.state");
     let mut session = planned(folder.path(), config()).start().unwrap();
     session.save_state(&path).unwrap();
-    let others: [(&str, TrainConfig); 7] = [
+    let others: [(&str, TrainConfig); 10] = [
         ("--learning-rate was 0.003 and is 0.001", TrainConfig { learning_rate: 1e-3, ..config() }),
         ("--seed was 0 and is 1", TrainConfig { seed: 1, ..config() }),
         ("--pack was false and is true", TrainConfig { pack: true, ..config() }),
         ("--no-shuffle was false and is true", TrainConfig { shuffle: false, ..config() }),
         ("--iters was 7 and is 8", TrainConfig { length: Length::Iters(8), ..config() }),
         ("--max-grad-norm was 1 and is none", TrainConfig { clip: None, ..config() }),
+        ("--loraplus-ratio was 1 and is 4", TrainConfig { loraplus_ratio: 4.0, ..config() }),
+        (
+            "--init-lora-weights was default and is gaussian",
+            TrainConfig { init_lora_weights: InitLoraWeights::Gaussian, ..config() },
+        ),
+        (
+            "--use-rslora was false and is true",
+            TrainConfig { lora: LoraConfig { use_rslora: true, ..config().lora }, ..config() },
+        ),
         ("sequences a step was 4 and is 6", TrainConfig { grad_accumulation_steps: 3, ..config() }),
     ];
     for (said, config) in others {

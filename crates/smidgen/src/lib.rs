@@ -94,12 +94,13 @@ pub use logits::write_logits;
 
 // Errors.
 pub use smidgen_train::{
-    Difference, Differences, Error, Kind, OverBudget, PrepareOverBudget, Result,
+    Difference, Differences, Error, Kind, LoftqOverBudget, OverBudget, PrepareOverBudget, Result,
 };
 
 // Models and adapters.
 pub use smidgen_train::{
-    Adapter, AdapterNote, AdapterShape, AdapterStart, Base, Info, LoraConfig, TargetModules,
+    Adapter, AdapterNote, AdapterShape, AdapterStart, Base, Info, InitLoraWeights, LoftqReport,
+    LoftqTensor, LoraConfig, TargetModules,
 };
 
 // Data.

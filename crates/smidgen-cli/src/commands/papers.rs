@@ -163,7 +163,7 @@ pub fn run(bench_args: &BenchArgs, stop: &Stop) -> Result<()> {
     let (args, ui) = (&bench_args.table, Ui::new(bench_args.output));
     let (table, rows, rank, optimizer) = match args.table.expect("it was asked for") {
         PaperTable::Mebp => ("mebp", MEBP, 8, OptimizerConfig::adamw(0.01)),
-        PaperTable::Mesp => ("mesp", MESP, 8, OptimizerConfig::Sgd { weight_decay: 0.0 }),
+        PaperTable::Mesp => ("mesp", MESP, 8, OptimizerConfig::sgd(0.0)),
         PaperTable::Lcsb => ("lcsb", LCSB, 16, OptimizerConfig::adamw(0.01)),
     };
     let models = args.models.as_deref().ok_or_else(|| {
@@ -191,7 +191,7 @@ pub fn run(bench_args: &BenchArgs, stop: &Stop) -> Result<()> {
                 method: method.how.method(&base),
                 lora: LoraConfig::default(),
                 optimizer: match method.how {
-                    How::Mezo => OptimizerConfig::Sgd { weight_decay: 0.0 },
+                    How::Mezo => OptimizerConfig::sgd(0.0),
                     _ => optimizer,
                 },
                 rounds: bench_args.rounds as usize,

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use smidgen::{
-    AdapterStart, Base, Error, LayerOrder, Lcsb, Length, LoraConfig, Method, Mezo, OptimizerConfig,
-    Rates, Shape, SpoolFormat, TargetModules, TrainConfig, fits_ahead, plan_ahead,
+    AdapterStart, Base, Error, InitLoraWeights, LayerOrder, Lcsb, Length, LoraConfig, Method, Mezo,
+    OptimizerConfig, Rates, Shape, SpoolFormat, TargetModules, TrainConfig, fits_ahead, plan_ahead,
 };
 
 use crate::args::{
-    LayerOrderName, LoraArgs, MethodArgs, MethodName, OptimizerName, Schedule, SpoolType, TrainArgs,
+    InitLora, LayerOrderName, LoraArgs, MethodArgs, MethodName, OptimizerArgs, OptimizerName,
+    Schedule, SpoolType, TrainArgs,
 };
 use crate::error::{Failure, Result};
 use crate::rates;
@@ -32,14 +33,16 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         method,
         lora,
         init_adapter: args.lora.init_adapter.clone(),
+        init_lora_weights: init_lora_weights(&args.lora)?,
         length: match args.length.iters {
             Some(iters) => Length::Iters(iters),
             None => Length::Epochs(args.length.epochs.unwrap_or(1)),
         },
         batch_size: args.length.batch_size,
         grad_accumulation_steps: args.length.grad_accumulation_steps,
-        optimizer: optimizer_config(name, optimizer.weight_decay),
+        optimizer: with_momentum(name, optimizer)?,
         learning_rate: optimizer.learning_rate,
+        loraplus_ratio: optimizer.loraplus_ratio.unwrap_or(1.0),
         schedule: match optimizer.lr_schedule {
             Schedule::Constant => Shape::Constant,
             Schedule::Linear => Shape::Linear,
@@ -132,7 +135,37 @@ pub fn optimizer_config(name: OptimizerName, weight_decay: Option<f64>) -> Optim
     match name {
         OptimizerName::Adamw => OptimizerConfig::adamw(weight_decay.unwrap_or(0.01)),
         OptimizerName::Adamw8bit => OptimizerConfig::adamw_8bit(weight_decay.unwrap_or(0.01)),
-        OptimizerName::Sgd => OptimizerConfig::Sgd { weight_decay: weight_decay.unwrap_or(0.0) },
+        OptimizerName::Sgd => OptimizerConfig::sgd(weight_decay.unwrap_or(0.0)),
+    }
+}
+
+/// The optimiser of the flags, with its momentum where there is one.
+fn with_momentum(name: OptimizerName, args: &OptimizerArgs) -> Result<OptimizerConfig> {
+    match (optimizer_config(name, args.weight_decay), args.momentum) {
+        (config, None) => Ok(config),
+        (OptimizerConfig::Sgd { weight_decay, .. }, Some(momentum)) => {
+            Ok(OptimizerConfig::Sgd { momentum, weight_decay })
+        }
+        (_, Some(_)) => Err(Failure::usage(format!(
+            "--momentum is of --optimizer sgd, and {} has its own; leave it out",
+            name.name()
+        ))),
+    }
+}
+
+/// What the numbers of a new adapter are.
+fn init_lora_weights(args: &LoraArgs) -> Result<InitLoraWeights> {
+    match (args.init_lora_weights, &args.loftq_source) {
+        (InitLora::Default, None) => Ok(InitLoraWeights::Uniform),
+        (InitLora::Gaussian, None) => Ok(InitLoraWeights::Gaussian),
+        (InitLora::Loftq, Some(source)) => Ok(InitLoraWeights::Loftq { source: source.clone() }),
+        (InitLora::Loftq, None) => Err(Failure::usage(
+            "--init-lora-weights loftq needs --loftq-source PATH, the model that the base was \
+             quantised from: a GGUF file or a Hugging Face folder",
+        )),
+        (InitLora::Default | InitLora::Gaussian, Some(_)) => {
+            Err(Failure::usage("--loftq-source is of --init-lora-weights loftq; give both"))
+        }
     }
 }
 
@@ -165,6 +198,7 @@ fn lora(args: &LoraArgs, base: &Base) -> Result<LoraConfig> {
     let flags = |base: LoraConfig| LoraConfig {
         rank: args.lora_rank.unwrap_or(base.rank),
         alpha: args.lora_alpha.unwrap_or(base.alpha),
+        use_rslora: args.use_rslora || base.use_rslora,
         dropout: args.lora_dropout.unwrap_or(base.dropout),
         targets: args.target_modules.clone().unwrap_or(base.targets),
         num_layers: args.num_layers.or(base.num_layers),
@@ -177,6 +211,7 @@ fn lora(args: &LoraArgs, base: &Base) -> Result<LoraConfig> {
     let pairs = [
         ("--lora-rank", given.rank.to_string(), init.rank.to_string()),
         ("--lora-alpha", given.alpha.to_string(), init.alpha.to_string()),
+        ("--use-rslora", given.use_rslora.to_string(), init.use_rslora.to_string()),
         ("--lora-dropout", given.dropout.to_string(), init.dropout.to_string()),
         ("--target-modules", modules(&given.targets)?, modules(&init.targets)?),
         ("--num-layers", layers(&given), layers(&init)),

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smidgen::{
-    Adapter, AdapterShape, Base, Budget, Dataset, LoraConfig, MemoryBudget, Method, Outcome, Paged,
-    Planned, RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf, plan_ahead,
-    plan_prepare,
+    Adapter, AdapterShape, Base, Budget, Dataset, LoftqReport, LoraConfig, MemoryBudget, Method,
+    Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf,
+    plan_ahead, plan_prepare,
 };
 
 use super::run_data::{RunData, RunFiles, say_packs};
@@ -105,7 +105,11 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     report.notes.extend(data.notes);
     ui.say(&format!("\n{}\n", table::plan(planned.plan(), report.prepare_planned_bytes)));
 
-    let mut session = planned.start()?;
+    let mut session = start(planned, stop)?;
+    if let Some(loftq) = session.loftq() {
+        say_loftq(ui, loftq);
+        report.loftq_relative_errors = Some(loftq.relative_errors());
+    }
     created.keep();
     let events = match args.watch.tensorboard {
         true => Some(Events::create(&folder.tensorboard()).map_err(unwritten(&folder))?),
@@ -163,6 +167,27 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         samples::say(ui, &report.answers);
     }
     Ok(Trained { base, report, interrupted })
+}
+
+/// The run's session; where the adapter starts with LoftQ, that takes its time.
+fn start(planned: Planned, stop: &Stop) -> Result<Session> {
+    let mut progress = Progress::new("projection", 0);
+    let started = planned.start_watched(stop.flag(), &mut |done, total| {
+        progress.at(done as u64, total as u64, || "corrected".to_owned());
+    });
+    progress.clear();
+    Ok(started?)
+}
+
+fn say_loftq(ui: &Ui, loftq: &LoftqReport) {
+    let [before, after] = loftq.relative_errors().map(|error| 100.0 * error);
+    ui.say(&format!(
+        "loftq     {}: the base is off by {before:.2} % of its weights' norm, with the adapter by \
+         {after:.2} %; {} of planned {}",
+        count(loftq.tensors.len() as u64, "projection"),
+        megabytes(loftq.peak_bytes),
+        megabytes(loftq.planned_bytes),
+    ));
 }
 
 /// The state that the run goes on from, if it is to go on. A run that is not finished is not
@@ -424,9 +449,12 @@ pub fn say_data(ui: &Ui, path: &Path, data: &Dataset) {
 }
 
 pub fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
-    let LoraConfig { rank, alpha, .. } = adapter.config();
+    let LoraConfig { rank, alpha, use_rslora, .. } = adapter.config();
     let numbers = grouped(adapter.len() as u64);
-    ui.say(&format!("adapter   rank {rank}, alpha {alpha}, {numbers} numbers to train"));
+    let stabilised = if *use_rslora { " over the root of the rank" } else { "" };
+    ui.say(&format!(
+        "adapter   rank {rank}, alpha {alpha}{stabilised}, {numbers} numbers to train"
+    ));
 }
 
 /// Tells of a method that is not the exact gradient's, and what mesp stands for.

@@ -111,6 +111,9 @@ fn updates(group: &mut Group<'_>, kernels: Kernels) {
         bencher.iter(|| kernels.adamw(&mut p, &g, &mut m, &mut v, settings, 10));
     });
     group.bench_function("sgd", |bencher| bencher.iter(|| kernels.sgd(&mut p, &g, 1e-4, 0.0)));
+    group.bench_function("sgd_momentum", |bencher| {
+        bencher.iter(|| kernels.sgd_momentum(&mut p, &g, &mut m, 0.9, 1e-4, 0.0));
+    });
     group.bench_function("sum_squares", |bencher| bencher.iter(|| kernels.sum_squares(&g)));
 }
 

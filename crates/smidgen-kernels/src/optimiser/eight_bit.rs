@@ -38,10 +38,30 @@ impl Kernels {
         settings: AdamW,
         step: u64,
     ) {
+        let whole = std::iter::once((p.len(), settings));
+        self.adamw_8bit_in_parts(p, g, m, v, whole, step);
+    }
+
+    /// The same where parts of the parameters have settings of their own: each comes with the end
+    /// of its part, in order, and the last part ends where `p` does. Blocks don't heed the parts.
+    ///
+    /// # Panics
+    /// If the lengths differ, the parts end before `p` does or `step` is 0.
+    pub fn adamw_8bit_in_parts(
+        &self,
+        p: &mut [f32],
+        g: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        parts: impl Iterator<Item = (usize, AdamW)>,
+        step: u64,
+    ) {
         let (len, words) = (p.len(), eight_bit_words(p.len()));
         let whole = g.len() == len && m.len() == words && v.len() == words;
         assert!(whole, "lengths of 8-bit AdamW's state");
-        let update = Update::new(settings, step);
+        let mut updates =
+            parts.map(|(end, settings)| (end, Update::new(settings, step))).peekable();
+        let mut done = 0;
         let blocks = len.div_ceil(EIGHT_BIT_BLOCK);
         let (m_scales, m_codes) = m.split_at_mut(blocks);
         let (v_scales, v_codes) = v.split_at_mut(blocks);
@@ -53,11 +73,21 @@ impl Kernels {
             // Codes are looked up one by one: gathers take two to three times as long.
             MEAN.decode(*m.0, m.1, &mut mean);
             MEAN_SQUARE.decode(*v.0, v.1, &mut square);
-            let (mean_in, square_in) = (&mut mean, &mut square);
-            self.compiled(
-                #[inline(always)]
-                || update.run(p, g, mean_in, square_in),
-            );
+            let mut at = 0;
+            while at < p.len() {
+                let (end, update) = updates.peek().expect("parts that cover all");
+                let part = at..p.len().min(at + (end - done));
+                let (p, g) = (&mut p[part.clone()], &g[part.clone()]);
+                let (mean, square) = (&mut mean[part.clone()], &mut square[part.clone()]);
+                self.compiled(
+                    #[inline(always)]
+                    || update.run(p, g, mean, square),
+                );
+                (at, done) = (part.end, done + part.len());
+                if done == *end {
+                    updates.next();
+                }
+            }
             // Codes of a last word that stand for nothing are those of zero.
             mean[p.len()..].fill(0.0);
             square[p.len()..].fill(0.0);

@@ -74,7 +74,7 @@ pub fn export_gguf(base: &Base, adapter: &mut Adapter, path: &Path) -> Result<u6
 }
 
 /// The tensor of the base that a layer's module stands for.
-pub(super) fn tensor_name(base: &Base, layer: usize, module: &str) -> String {
+pub(crate) fn tensor_name(base: &Base, layer: usize, module: &str) -> String {
     let site = SITES.iter().find(|site| site.module == module).expect("one of the projections");
     format!("{}{}.weight", base.blocks.layer_prefix(layer), site.tensor)
 }

@@ -18,6 +18,8 @@ use smidgen_kernels::Format;
 use smidgen_weights::{Gguf, Optional};
 
 pub use export::export_gguf;
+pub(crate) use export::tensor_name;
+pub(crate) use recode::{RowOrder, Stored, row_bytes};
 
 /// Rewrites models: [`Convert::quantize`], [`Convert::quantize_checkpoint`], [`Convert::fuse`],
 /// [`Convert::fuse_safetensors`].

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use smidgen_kernels::{Format, Kernels, Unencodable};
 use smidgen_runtime::Pool;
-use smidgen_weights::{Error, Mapped, gguf_row, hf_row};
+use smidgen_weights::{Error, Gguf, Mapped, gguf_row, hf_row};
 
 use crate::error::Result;
 
@@ -16,7 +16,7 @@ const PIECE_LEN: usize = 4096;
 
 /// A matrix in a file.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stored<'a> {
+pub(crate) struct Stored<'a> {
     pub file: &'a Mapped,
     pub format: Format,
     /// Its first byte in the file.
@@ -28,7 +28,7 @@ pub(super) struct Stored<'a> {
 
 /// In which order rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RowOrder {
+pub(crate) enum RowOrder {
     AsStored,
     /// From a checkpoint's order of so many heads into GGUF's.
     IntoGguf(usize),
@@ -36,9 +36,27 @@ pub(super) enum RowOrder {
     IntoCheckpoint(usize),
 }
 
+impl<'a> Stored<'a> {
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// The file has none of that name, or its format is not known.
+    pub fn of(gguf: &'a Gguf, name: &str) -> Result<Self> {
+        let tensor = gguf.tensor(name)?;
+        Ok(Self {
+            file: gguf.map(),
+            format: tensor.format,
+            start: tensor.range.start as u64,
+            rows: tensor.rows,
+            cols: tensor.cols,
+            order: RowOrder::AsStored,
+        })
+    }
+}
+
 impl Stored<'_> {
     /// Bytes of a row.
-    fn row_bytes(&self) -> usize {
+    pub fn row_bytes(&self) -> usize {
         row_bytes(self.format, self.cols)
     }
 
@@ -57,7 +75,7 @@ impl Stored<'_> {
     }
 
     /// Reads rows as they are to be written, past the map.
-    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> Result<()> {
+    pub fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> Result<()> {
         let place = |row: usize| self.start + (row * self.row_bytes()) as u64;
         if self.order == RowOrder::AsStored {
             return Ok(self.file.read_at(place(rows.start), bytes)?);
@@ -69,7 +87,8 @@ impl Stored<'_> {
     }
 }
 
-fn row_bytes(format: Format, cols: usize) -> usize {
+/// Bytes of so many numbers, which are whole blocks.
+pub(crate) fn row_bytes(format: Format, cols: usize) -> usize {
     cols / format.block_len() * format.block_bytes()
 }
 

@@ -140,21 +140,14 @@ fn merged<'a>(base: &Base, adapter: &'a mut Adapter) -> Result<Merge<'a>> {
 /// own format.
 fn jobs<'a>(gguf: &'a Gguf, choose: impl Fn(&Job<'_>) -> Format) -> Result<Vec<Job<'a>>> {
     let job = |name: &str| -> Result<Job<'a>> {
-        let tensor = gguf.tensor(name)?;
-        let stored = Stored {
-            file: gguf.map(),
-            format: tensor.format,
-            start: tensor.range.start as u64,
-            rows: tensor.rows,
-            cols: tensor.cols,
-            order: RowOrder::AsStored,
-        };
+        let stored = Stored::of(gguf, name)?;
+        let format = stored.format;
         let mut job = Job {
             name: name.to_owned(),
             source: name.to_owned(),
             shape: gguf.shape(name)?.to_owned(),
             from: Origin::Stored(stored),
-            to: tensor.format,
+            to: format,
             added: 0.0,
         };
         job.to = choose(&job);

@@ -154,11 +154,9 @@ impl Run {
 
 /// What the planner takes of an adapter.
 pub fn spec(adapter: &Adapter) -> LoraSpec {
-    let LoraConfig { rank, alpha, dropout, .. } = *adapter.config();
     let named = |module: &str| adapter.shape().factors().any(|(_, m, _, _)| m == module);
     let modules = SITES.iter().filter(|s| named(s.module)).map(|s| s.module.to_owned());
-    let scale = (alpha / rank as f64) as f32;
-    LoraSpec { rank, scale, dropout: dropout as f32, modules: modules.collect() }
+    LoraSpec { modules: modules.collect(), ..adapter.shape().spec().clone() }
 }
 
 /// The lowest layer that an adapter covers.
