@@ -5,15 +5,16 @@ mod common;
 
 use std::f64::consts::PI;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use common::runs::{NEVER, config, finish, numbers, own_windows, planned, real_model, train, ways};
 use common::{FAMILIES, Model, Run, bits, golden_model, gradient, norm, sequences};
 use smidgen_kernels::{Kernels, NormalKey};
+use smidgen_train::memory::Meter;
 use smidgen_train::{
-    Adapter, Base, LoraConfig, MemoryBudget, Method, Mezo, OptimizerConfig, Projection, Sequence,
-    TrainConfig, plan_ahead,
+    Adapter, Base, Kind, LoraConfig, MemoryBudget, Method, Mezo, OptimizerConfig, Projection,
+    Sequence, TrainConfig, plan_ahead,
 };
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -110,48 +111,58 @@ fn directions_lie_to_the_gradient_as_random_ones_do() {
     }
 }
 
+/// Cancelled behind each of a step's passes in turn: the meter, which is read after every pass, sets
+/// the flag.
 #[test]
 fn a_step_that_ends_early_moves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = golden_model("gemma3");
     let data = sequences(model.info.vocabulary, &[40, 3, 70, 33]);
-    let run = TrainConfig { learning_rate: 1e-3, ..mezo(1e-3, 24, config(4, 3)) };
-    let start = |config| {
-        planned(model.base.path(), folder.path(), &data, config).start().expect("a session")
-    };
-    let whole = finish(&mut start(run.clone()));
+    let run = TrainConfig { learning_rate: 1e-3, ..mezo(1e-3, 3, config(4, 3)) };
+    let whole = train(model.base.path(), folder.path(), &data, run.clone());
     for way in ways(&run, folder.path()) {
-        let mut session = start(way);
-        let first = session.step(&NEVER).expect("a step");
-        let before = bits(&numbers(&mut session));
-        let cancelled = (0..6).filter(|i| {
-            let cancel = AtomicBool::new(*i == 0);
-            let outcome = std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    std::thread::sleep(Duration::from_secs_f64(
-                        first.seconds * 0.15 * f64::from(*i),
-                    ));
-                    cancel.store(true, Ordering::Relaxed);
-                });
-                // A machine that is busy elsewhere may let it finish.
-                session.steps_done() > 1 || session.step(&cancel).is_ok()
-            });
-            assert!(outcome || bits(&numbers(&mut session)) == before, "cancelled part-way");
-            !outcome
+        let (left, cancel) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::new(AtomicBool::new(false)));
+        let (looks, flag) = (Arc::clone(&left), Arc::clone(&cancel));
+        let meter = Meter::new(move || {
+            if looks.fetch_sub(1, Ordering::Relaxed) == 1 {
+                flag.store(true, Ordering::Relaxed);
+            }
+            Some(0)
         });
-        assert!(cancelled.count() > 0, "nothing was cancelled");
+        let base = Base::open(model.base.path()).expect("a model").with_meter(meter);
+        let mut session = planned(base, folder.path(), &data, way).start().expect("a session");
+        session.step(&NEVER).expect("a step");
+        let before = bits(&numbers(&mut session));
+        let mut cancelled = 0;
+        loop {
+            left.store(cancelled + 1, Ordering::Relaxed);
+            cancel.store(false, Ordering::Relaxed);
+            let Err(error) = session.step(&cancel) else { break };
+            assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+            assert!(bits(&numbers(&mut session)) == before, "after {cancelled} looks");
+            cancelled += 1;
+        }
+        // Three directions, two losses each, of three passes, behind the last of which nothing stops.
+        assert!(cancelled >= 17, "{cancelled}");
         finish(&mut session);
-        assert!(
-            bits(&numbers(&mut session)) == bits(&whole.numbers),
-            "it went on as if nothing had been"
-        );
+        let numbers = bits(&numbers(&mut session));
+        assert!(numbers == bits(&whole.numbers), "it went on as if nothing had been");
     }
-    // A direction that leads to infinite losses.
-    let mut session = start(mezo(1e30, 2, run));
+}
+
+/// Directions that lead to infinite losses.
+#[test]
+fn a_step_that_fails_moves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = golden_model("llama");
+    let data = sequences(model.info.vocabulary, &[40, 3]);
+    let base = Base::open(model.base.path()).expect("a model");
+    let run = mezo(1e30, 2, config(2, 1));
+    let mut session = planned(base, folder.path(), &data, run).start().expect("a session");
     let before = bits(&numbers(&mut session));
     let error = session.step(&NEVER).expect_err("an infinite loss").to_string();
     assert!(error.contains("the loss is"), "{error}");
-    assert!(bits(&numbers(&mut session)) == before, "a failed step");
+    assert!(bits(&numbers(&mut session)) == before);
     assert_eq!(session.steps_done(), 0);
 }
 

@@ -40,7 +40,8 @@ impl Place {
 
     fn start(&self, config: TrainConfig, state: Option<RunState>) -> Session {
         let data = sequences(self.model.info.vocabulary, &[30, 12, 25]);
-        let planned = planned(self.model.base.path(), self.folder.path(), &data, config);
+        let base = Base::open(self.model.base.path()).expect("a model");
+        let planned = planned(base, self.folder.path(), &data, config);
         let planned = match state {
             Some(state) => planned.resume(state, false).expect("the same run"),
             None => planned,

@@ -77,13 +77,7 @@ pub fn config(sequences_a_step: usize, steps: u64) -> TrainConfig {
 }
 
 /// Such a run, planned. Its files go to `folder`.
-pub fn planned(
-    model: &Path,
-    folder: &Path,
-    sequences: &[Sequence],
-    config: TrainConfig,
-) -> Planned {
-    let base = Base::open(model).expect("a model");
+pub fn planned(base: Base, folder: &Path, sequences: &[Sequence], config: TrainConfig) -> Planned {
     let data = dataset(&base, folder, sequences);
     Planned::new(base, data, 0, config).expect("a plan")
 }
@@ -128,5 +122,6 @@ pub fn numbers(session: &mut Session) -> Vec<f32> {
 
 /// A whole run from its plan to its end.
 pub fn train(model: &Path, folder: &Path, sequences: &[Sequence], config: TrainConfig) -> Trained {
-    finish(&mut planned(model, folder, sequences, config).start().expect("a session"))
+    let base = Base::open(model).expect("a model");
+    finish(&mut planned(base, folder, sequences, config).start().expect("a session"))
 }
