@@ -26,19 +26,21 @@ impl Place {
         fs::write(self.path(name), content).unwrap();
     }
 
-    /// Runs `line` in the folder; MODEL stands for the demo's model.
+    /// Runs `line` in the folder; MODEL stands for the demo's model, DATA for its data, and ~ for a
+    /// space inside a word.
     pub fn run(&self, line: &str) -> Output {
         self.command(line).output().unwrap()
     }
 
     pub fn command(&self, line: &str) -> Command {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo/demo.gguf");
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
         let mut command = Command::new(env!("CARGO_BIN_EXE_smidgen"));
         command.current_dir(self.0.path()).stdin(Stdio::null());
         for word in line.split_whitespace() {
             match word {
-                "MODEL" => command.arg(&model),
-                word => command.arg(word),
+                "MODEL" => command.arg(demo.join("demo.gguf")),
+                "DATA" => command.arg(demo.join("train.jsonl")),
+                word => command.arg(word.replace('~', " ")),
             };
         }
         command
