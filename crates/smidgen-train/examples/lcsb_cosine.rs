@@ -12,7 +12,9 @@ use common::runs::{NEVER, text_windows};
 use common::{Model, Run, bits, numbers, pass_gradient};
 use smidgen_runtime::{Engine, Pass};
 use smidgen_train::step::{StepSettings, step};
-use smidgen_train::{Adapter, LoraConfig, Optimizer, OptimizerConfig, Sequence};
+use smidgen_train::{
+    Adapter, LayerOrder, Lcsb, LoraConfig, Optimizer, OptimizerConfig, Sequence, cosine,
+};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -76,12 +78,13 @@ fn train(engine: &mut Engine, adapter: &mut Adapter, windows: &[Sequence]) {
 fn places(layers: usize, taken: usize) -> Vec<Vec<bool>> {
     let cycle =
         (1..=layers).find(|steps| (steps * taken).is_multiple_of(layers)).expect("it closes");
+    let lcsb = Lcsb { layers_per_step: taken, order: LayerOrder::Cyclic };
     let place = |step: usize| {
-        let mut bypassed = vec![true; layers];
-        (0..taken).for_each(|i| bypassed[(step * taken + i) % layers] = false);
+        let mut bypassed = Vec::new();
+        lcsb.choose(0..layers, step as u64, 0, &mut bypassed);
         bypassed
     };
-    (0..cycle).map(place).collect()
+    (1..=cycle).map(place).collect()
 }
 
 fn gradient(
@@ -103,11 +106,4 @@ fn without(gradient: &[f32], adapter: &Adapter, bypassed: &[bool]) -> Vec<f32> {
         }
     }
     rest
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }

@@ -4,12 +4,12 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use smidgen_runtime::{Engine, Pass, sealed};
+use smidgen_runtime::{Engine, Pass};
 use smidgen_text::{Order, Sequence};
 
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
-use crate::mezo::{Descent, Mezo, Projection};
+use crate::mezo::{Mezo, MezoRun, Projection};
 use crate::optimizer::Optimizer;
 use crate::step::{StepLoss, StepSettings, step};
 
@@ -91,12 +91,10 @@ impl fmt::Display for Method {
 /// A method at work: all that it has beside the adapter.
 #[derive(Debug)]
 pub(crate) struct Stepper {
-    method: Method,
+    lcsb: Option<Lcsb>,
+    /// None where a step has a backward.
+    mezo: Option<MezoRun>,
     optimizer: Optimizer,
-    /// MeZO's perturbed factors of a block; empty for other methods.
-    copy: Vec<f32>,
-    /// What MeZO's last step found.
-    projections: Vec<Projection>,
 }
 
 impl Stepper {
@@ -105,14 +103,19 @@ impl Stepper {
     /// # Errors
     /// The system does not give the memory.
     pub fn new(method: Method, optimizer: Optimizer, adapter: &Adapter) -> Result<Self> {
-        let copied = if method.has_backward() { 0 } else { adapter.shape().largest_layer() };
-        Ok(Self { method, optimizer, copy: sealed(copied)?, projections: Vec::new() })
+        let decay = optimizer.config().weight_decay();
+        let (lcsb, mezo) = match method {
+            Method::Exact => (None, None),
+            Method::Lcsb(lcsb) => (Some(lcsb), None),
+            Method::Mezo(mezo) => (None, Some(MezoRun::new(mezo, decay, adapter)?)),
+        };
+        Ok(Self { lcsb, mezo, optimizer })
     }
 
     /// Changes the adapter by a step's sequences.
     ///
     /// # Errors
-    /// Those of [`step`] and [`Mezo::step`].
+    /// Those of [`step`] and [`MezoRun::step`].
     pub fn step(
         &mut self,
         engine: &mut Engine,
@@ -122,29 +125,19 @@ impl Stepper {
         pass: &mut Pass,
         cancel: &AtomicBool,
     ) -> Result<StepLoss> {
-        let StepSettings { number, rate, seed, .. } = *settings;
-        match self.method {
-            Method::Exact => {}
-            Method::Lcsb(lcsb) => {
-                let shape = adapter.shape();
-                let trained = shape.first_layer()..engine.plan().layers.len();
-                lcsb.choose(trained, number, seed, &mut pass.bypassed);
-            }
-            Method::Mezo(mezo) => {
-                let weight_decay = self.optimizer.config().weight_decay();
-                let (descent, key) = (Descent { rate, weight_decay }, (seed, number));
-                let (factors, copy) = (&mut adapter.values, self.copy.as_mut_slice());
-                let found = &mut self.projections;
-                return mezo
-                    .step(engine, factors, descent, key, sequences, pass, copy, found, cancel);
-            }
+        if let Some(mezo) = &mut self.mezo {
+            return mezo.step(engine, adapter, sequences, settings, pass, cancel);
+        }
+        if let Some(lcsb) = self.lcsb {
+            let trained = adapter.shape().first_layer()..engine.plan().layers.len();
+            lcsb.choose(trained, settings.number, settings.seed, &mut pass.bypassed);
         }
         step(engine, adapter, &mut self.optimizer, sequences, settings, pass, cancel)
     }
 
-    /// What MeZO's last step found.
+    /// What MeZO's last step found; nothing for other methods.
     pub fn projections(&self) -> &[Projection] {
-        &self.projections
+        self.mezo.as_ref().map_or(&[], MezoRun::projections)
     }
 
     /// The optimiser, whose state is saved.

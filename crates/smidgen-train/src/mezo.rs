@@ -13,13 +13,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_kernels::{Kernels, NormalKey};
-use smidgen_runtime::{Engine, Factors, Numbers, Pass};
+use smidgen_runtime::{Engine, Factors, Numbers, Pass, sealed};
 use smidgen_text::Sequence;
 
-use crate::adapter::InitLoraWeights;
+use crate::adapter::{Adapter, InitLoraWeights};
 use crate::error::{Error, Result};
 use crate::session::TrainConfig;
-use crate::step::{StepLoss, fill};
+use crate::step::{StepLoss, StepSettings, fill};
 
 /// MeZO's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,47 +92,73 @@ impl Mezo {
         }
         Ok(())
     }
+}
 
-    /// Runs step `number`, counted from 1, of the run of `seed` on `sequences`: `projections` are its n. `copy` holds
-    /// the factors of the largest block. The loss told is the mean of all that were computed.
+/// A MeZO run at work: all that it has beside the adapter.
+#[derive(Debug)]
+pub(crate) struct MezoRun {
+    mezo: Mezo,
+    weight_decay: f64,
+    /// The perturbed factors of a block.
+    copy: Vec<f32>,
+    /// What the last step found.
+    projections: Vec<Projection>,
+}
+
+impl MezoRun {
+    /// A run before its first step on `adapter`.
+    ///
+    /// # Errors
+    /// The system does not give the memory.
+    pub fn new(mezo: Mezo, weight_decay: f64, adapter: &Adapter) -> Result<Self> {
+        let copy = sealed(adapter.shape().largest_layer())?;
+        Ok(Self { mezo, weight_decay, copy, projections: Vec::new() })
+    }
+
+    /// Runs a step. The loss told is the mean of all that were computed.
     ///
     /// # Errors
     /// Those of the engine. The caller cancelled, or a loss is not finite: nothing was changed.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn step(
-        &self,
+    pub fn step(
+        &mut self,
         engine: &mut Engine,
-        factors: &mut Numbers,
-        descent: Descent,
-        (seed, number): (u64, u64),
+        adapter: &mut Adapter,
         sequences: &[Sequence],
+        settings: &StepSettings,
         pass: &mut Pass,
-        copy: &mut [f32],
-        projections: &mut Vec<Projection>,
         cancel: &AtomicBool,
     ) -> Result<StepLoss> {
-        let (kernels, eps) = (engine.kernels(), self.eps as f32);
+        let StepSettings { number, rate, seed, .. } = *settings;
+        let Self { mezo: Mezo { eps, samples }, weight_decay, .. } = *self;
+        let (kernels, eps) = (engine.kernels(), eps as f32);
         let targets = sequences.iter().map(Sequence::target_count).sum::<usize>().max(1);
-        projections.clear();
+        self.projections.clear();
         let mut sum = 0.0;
-        for sample in 0..self.samples {
-            let key =
-                NormalKey { seed, sample: (number - 1) * self.samples as u64 + sample as u64 };
+        for sample in 0..samples as u64 {
+            let key = NormalKey { seed, sample: (number - 1) * samples as u64 + sample };
             let mut loss = |scale: f32| {
+                let (factors, copy) = (&mut adapter.values, self.copy.as_mut_slice());
                 let mut view = Perturbed { factors, copy, kernels, key, scale };
                 total_loss(engine, &mut view, sequences, pass, cancel)
                     .map(|sum| sum / targets as f64)
             };
             let (above, below) = (loss(eps)?, loss(-eps)?);
             let gradient = (above - below) / (2.0 * f64::from(eps));
-            projections.push(Projection { key, gradient });
+            self.projections.push(Projection { key, gradient });
             sum += 0.5 * (above + below);
         }
+        let descent = Descent { rate, weight_decay };
         for range in engine.plan().param_ranges() {
-            descent.descend(kernels, projections, range.start, factors.piece_mut(range)?);
+            let numbers = adapter.values.piece_mut(range.clone())?;
+            descent.descend(kernels, &self.projections, range.start, numbers);
         }
         let tokens = sequences.iter().map(|s| s.ids.len()).sum();
-        Ok(StepLoss { loss: sum / self.samples as f64, targets, tokens })
+        Ok(StepLoss { loss: sum / samples as f64, targets, tokens })
+    }
+
+    /// What the last step found.
+    pub fn projections(&self) -> &[Projection] {
+        &self.projections
     }
 }
 

@@ -237,8 +237,7 @@ fn ten_mezo_steps_match() {
         for key in ["mezo", "mezo_three", "mezo_three_decay"] {
             let (eps, samples) = (golden.number(key, "eps"), golden.number(key, "samples"));
             let mezo = Mezo { eps, samples: samples as usize };
-            let optimizer =
-                OptimizerConfig::Sgd { weight_decay: golden.number(key, "weight_decay") };
+            let optimizer = OptimizerConfig::sgd(golden.number(key, "weight_decay"));
             let trained = golden.train(&golden.config(key, Method::Mezo(mezo), optimizer));
             golden.check(key, &trained, MEZO_ADAPTER);
             assert!(mezo_steps(&golden, key, Kernels::detect(), 10) == trained, "{key}");

@@ -23,7 +23,7 @@ const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 fn mezo(eps: f64, samples: usize, config: TrainConfig) -> TrainConfig {
     TrainConfig {
         method: Method::Mezo(Mezo { eps, samples }),
-        optimizer: OptimizerConfig::Sgd { weight_decay: 0.0 },
+        optimizer: OptimizerConfig::sgd(0.0),
         seed: 3,
         ..config
     }
@@ -174,7 +174,7 @@ fn check_least_plan(base: &Base, length: usize) {
         for sequences in [1, 4] {
             let exact = TrainConfig {
                 memory: MemoryBudget::Min,
-                optimizer: OptimizerConfig::Sgd { weight_decay: 0.01 },
+                optimizer: OptimizerConfig::sgd(0.01),
                 spool: spool.clone(),
                 ..config(sequences, 1)
             };

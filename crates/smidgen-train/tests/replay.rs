@@ -18,7 +18,7 @@ const STEPS: u64 = 12;
 fn mezo() -> TrainConfig {
     TrainConfig {
         method: Method::Mezo(Mezo { eps: 1e-3, samples: 2 }),
-        optimizer: OptimizerConfig::Sgd { weight_decay: 0.3 },
+        optimizer: OptimizerConfig::sgd(0.3),
         lora: LoraConfig { rank: 3, num_layers: Some(2), ..LoraConfig::default() },
         learning_rate: 3e-3,
         schedule: Shape::Cosine,
