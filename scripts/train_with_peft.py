@@ -4,9 +4,13 @@
         --prompt-feature question --completion-feature answer --json FILE
 
 Both sides get PEFT's own start (A uniform after Kaiming, B zero) on all seven projections, the same token file, whose mask
-leaves prompts out, one sample a step in the file's order, and AdamW at a constant rate. PyTorch works in fp32 on the weights
-of the same GGUF file, dequantised. What is compared is the mean loss of a held-out answer's token, in nats, before and after;
-the run fails where the two are further apart than `--within`, or where it did not fall.
+leaves prompts out, the samples in the file's order, and AdamW. PyTorch works in fp32 on the weights of the same GGUF file,
+dequantised. What is compared is the mean loss of a held-out answer's token, in nats, before and after; the run fails where the
+two are further apart than `--within`, or where it did not fall.
+
+Training is chaotic: two ways of rounding drift apart by a factor a step, and AdamW's first steps, which divide numbers near zero
+by their own size, make the most of it. `--spread` shows how far: PEFT trains a second time, from a start that differs by one
+part in a million.
 """
 
 import argparse
@@ -22,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything is local; PEFT would look up th
 
 import peft
 import torch
+import transformers
 
 # transformers asks this while it makes masks; PyTorch's answer comes from the CUDA libraries, which cuda_stubs.py may only
 # stand in for.
@@ -45,6 +50,10 @@ def arguments():
     parser.add_argument("--held-out", type=int, default=200, help="samples of TEST, from its first (default 200)")
     parser.add_argument("--max-seq-length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--lr-schedule", default="constant", choices=["constant", "linear", "cosine"])
+    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--spread", action="store_true", help="PEFT against itself, from a start moved by 1e-6")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=int, default=16)
@@ -82,9 +91,10 @@ def here(options, place, start):
     score = ["eval", "-m", options.model, "--data", place / "test.tokens", *cut, *machine, "--chunks", options.held_out]
     before = smidgen(options, *score)["loss"]
     flags = ["--learning-rate", options.learning_rate, "--weight-decay", options.weight_decay, "--iters", options.steps]
+    flags += ["--lr-schedule", options.lr_schedule, "--warmup", options.warmup, "--batch-size", options.batch_size]
     train = ["train", "-m", options.model, "--data", place / "train.tokens", "-o", place / "adapter", *cut, *machine]
     begin = time.perf_counter()
-    report = smidgen(options, *train, *flags, "--chunks", options.steps, "--no-shuffle", "--init-adapter", start)
+    report = smidgen(options, *train, *flags, "--no-shuffle", "--init-adapter", start)
     seconds = time.perf_counter() - begin
     return report["losses"], before, smidgen(options, *score, "--adapter", place / "adapter")["loss"], seconds
 
@@ -112,18 +122,24 @@ def read(path, options, count):
 
 def with_peft(options, model, place):
     """The same as `here`, by PyTorch."""
+    samples_trained = options.steps * options.batch_size
     train, test = (read(place / name, options, n) for name, n in
-                   [("train.tokens", options.steps), ("test.tokens", options.held_out)])
+                   [("train.tokens", samples_trained), ("test.tokens", options.held_out)])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay)
+    schedule = transformers.get_scheduler(options.lr_schedule, optimizer, options.warmup, options.steps)
     losses, before, begin = [], score(model, test), time.perf_counter()
     for step in range(options.steps):
-        ids, targets = train[step % len(train)]
+        batch = [train[(step * options.batch_size + i) % len(train)] for i in range(options.batch_size)]
+        count = sum(targets[1:].sum() for _, targets in batch)
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(model, ids, targets) / targets[1:].sum()
-        loss.backward()
+        losses.append(0.0)
+        for sample in batch:
+            loss = loss_of(model, *sample) / count
+            loss.backward()
+            losses[-1] += loss.item()
         optimizer.step()
-        losses.append(loss.item())
+        schedule.step()
         if (step + 1) % 25 == 0:
             print(f"PEFT: step {step + 1}, loss {losses[-1]:.4f}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - begin
@@ -136,9 +152,9 @@ def main():
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        prepared = prepare(options, options.train, place / "train.tokens", options.steps)
+        prepared = prepare(options, options.train, place / "train.tokens", options.steps * options.batch_size)
         prepare(options, options.test, place / "test.tokens", options.held_out)
-        print(f"{options.steps} samples, {prepared['targets']} targets", file=sys.stderr)
+        print(f"{options.steps} steps, {prepared['sequences']} samples, {prepared['targets']} targets", file=sys.stderr)
         _, model = load_model(options.model)
         settings = peft.LoraConfig(
             r=options.rank, lora_alpha=options.alpha, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
@@ -146,9 +162,16 @@ def main():
         model = peft.get_peft_model(model, settings)
         model.save_pretrained(place / "start", save_embedding_layers=False)
         ours = here(options, place, place / "start")
+        start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
         theirs = with_peft(options, model, place)
-    names = ["losses", "held_out_before", "held_out_after", "seconds"]
-    report = {"smidgen": dict(zip(names, ours)), "peft": dict(zip(names, theirs))}
+        names = ["losses", "held_out_before", "held_out_after", "seconds"]
+        report = {"smidgen": dict(zip(names, ours)), "peft": dict(zip(names, theirs))}
+        if options.spread:
+            with torch.no_grad():
+                for name, value in model.named_parameters():
+                    if name in start:
+                        value.copy_(start[name] * (1 + 1e-6))
+            report["peft, start moved by 1e-6"] = dict(zip(names, with_peft(options, model, place)))
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(report))
     worst = max(abs(a - b) for a, b in zip(ours[0], theirs[0]))
@@ -156,6 +179,9 @@ def main():
     for name, side in report.items():
         print(f"{name}: held-out loss {side['held_out_before']:.5f} before, {side['held_out_after']:.5f} after, "
               f"{side['seconds']:.0f} s")
+    if options.spread:
+        moved = report["peft, start moved by 1e-6"]["held_out_after"] / theirs[2] - 1
+        print(f"held-out loss of PEFT against itself: {100 * moved:+.3f} %")
     apart = ours[2] / theirs[2] - 1
     print(f"held-out loss here against PEFT's: {100 * apart:+.3f} %")
     if abs(apart) > options.within or ours[2] >= ours[1]:
