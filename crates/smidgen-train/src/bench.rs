@@ -17,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::method::{Method, Stepper};
 use crate::optimizer::OptimizerConfig;
 use crate::planning::{DataSize, plan_or_remedies, process_row, request, settings as settings_of};
-use crate::session::{MemoryBudget, TrainConfig, check_method, trainable};
+use crate::session::trainable;
 use crate::step::{StepSettings, fill};
+use crate::train_config::{MemoryBudget, TrainConfig, check_method};
 
 /// One setting to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use crate::error::Error;
-use crate::session::MemoryBudget;
+use crate::train_config::MemoryBudget;
 
 /// Units in bytes; MB is 10^6, MiB is 2^20.
 const UNITS: [(&str, u64); 7] = [

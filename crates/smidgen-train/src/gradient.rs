@@ -14,8 +14,8 @@ use crate::base::Base;
 use crate::error::Result;
 use crate::method::Method;
 use crate::planning::{DataSize, plan_or_remedies, process_row, request, settings};
-use crate::session::TrainConfig;
 use crate::step::fill;
+use crate::train_config::TrainConfig;
 
 /// The exact gradient of the mean loss over all targets of `sequences`, a number for each of the
 /// adapter's, in its order; layers where `bypassed` says so are passed by, as

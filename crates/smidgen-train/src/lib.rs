@@ -28,6 +28,7 @@ mod schedule;
 mod session;
 mod state;
 pub mod step;
+mod train_config;
 
 pub use adapter::{
     Adapter, AdapterNote, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig, TargetModules,
@@ -49,7 +50,9 @@ pub use prepare::{PrepareOverBudget, PrepareReport, plan_prepare, prepare};
 pub use replay::replay;
 pub use run::{History, RunFolder, StepGroup};
 pub use schedule::{Schedule, Shape};
-pub use session::{Flow, Length, MemoryBudget, Outcome, Planned, Session, StepReport, TrainConfig};
+pub use session::{Flow, Outcome, Planned, Session, StepReport};
+
+pub use train_config::{Length, MemoryBudget, TrainConfig};
 
 pub use state::{Difference, Differences, RunState};
 

@@ -18,8 +18,8 @@ use smidgen_text::Sequence;
 
 use crate::adapter::{Adapter, InitLoraWeights};
 use crate::error::{Error, Result};
-use crate::session::TrainConfig;
 use crate::step::{StepLoss, StepSettings, fill};
+use crate::train_config::TrainConfig;
 
 /// MeZO's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]

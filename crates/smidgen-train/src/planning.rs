@@ -14,7 +14,7 @@ use crate::adapter::{AdapterNote, AdapterShape, AdapterStart, InitLoraWeights};
 use crate::base::Base;
 use crate::error::Result;
 use crate::loftq::Loftq;
-use crate::session::{TrainConfig, check_method};
+use crate::train_config::{TrainConfig, check_method};
 
 /// What of a dataset decides the memory of a run.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use smidgen_text::{
 
 use crate::base::Base;
 use crate::error::Result;
-use crate::session::MemoryBudget;
+use crate::train_config::MemoryBudget;
 
 /// What preparing gave and took.
 #[derive(Clone, Debug)]

@@ -165,7 +165,7 @@ fn specs_that_leave_nothing() {
     assert_eq!(
         said,
         "a.txt: the text is too short: it has 3 tokens, and a number of windows is read of whole \
-         ones of 4"
+         ones of 4; give a longer text, or a smaller --max-seq-length"
     );
     for (max_seq_length, chunks) in [(0, None), (1, None), (4, Some(1)), (2, Some(0))] {
         let spec = WindowSpec { max_seq_length, chunks, bos: false };

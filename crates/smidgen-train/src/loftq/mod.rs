@@ -24,7 +24,7 @@ use crate::adapter::{Adapter, AdapterShape};
 use crate::base::Base;
 use crate::convert::{Stored, tensor_name};
 use crate::error::{Error, Result};
-use crate::session::MemoryBudget;
+use crate::train_config::MemoryBudget;
 use residual::{Products, Residual};
 pub(crate) use source::Source;
 use subspace::{Approximation, orthonormalise};
