@@ -2,7 +2,7 @@
 
     scripts/interop_llama_cpp.sh MODEL.gguf TEXT.txt
 
-The base is MODEL as F16, since llama.cpp rounds activations to 8 bits beside quantised weights, and to half precision beside
+The base is MODEL as F32, since llama.cpp rounds activations to 8 bits beside quantised weights, and to half precision beside
 F16. An adapter is trained on it for a few steps at a high rate, so that it moves the model far, and exported. Compared are
 - the next-token distributions of llama.cpp with base + GGUF LoRA, and with the merged model, and of transformers and PEFT in
   fp32 with the same weights and the PEFT folder, with those of Smidgen: KL in nats over the positions of one sequence;
@@ -197,7 +197,7 @@ def goes_on_alike(options, other, expected, stop):
 
 def adapters(options, smidgen, place):
     base, adapter, lora, fused = (place / name for name in ["base.gguf", "adapter", "lora.gguf", "fused.gguf"])
-    smidgen.run("quantize", options.model, "-o", base, "--type", "f16")
+    smidgen.run("quantize", options.model, "-o", base, "--type", "f32")
     train = ["train", "-m", base, "--data", options.text, "-o", adapter, "--max-seq-length", LENGTH, "--no-shuffle"]
     losses = smidgen.run(*train, "--iters", options.steps, "--learning-rate", options.learning_rate)["losses"]
     print(f"trained {len(losses)} steps: loss {losses[0]:.3f} to {losses[-1]:.3f}")
