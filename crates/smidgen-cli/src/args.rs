@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use smidgen::MemoryBudget;
 
 pub use bench::{BenchArgs, BenchCommand, MeasureArgs, PaperTable, SynthArgs};
-pub use convert::{ExportArgs, ExportFormat, FuseArgs, FusedType, QuantizeArgs};
+pub use convert::{ExportArgs, ExportFormat, FuseArgs, MatrixType, QuantizeArgs};
 pub use data::{DataArgs, TemplateArgs, WindowArgs};
 pub use lora::{InitLora, LoraArgs};
 pub use optimizer::{

@@ -88,6 +88,13 @@ fn a_run_that_cannot_be_is_named() {
     assert!(both.contains("leave --memory out"), "{both}");
     let flag = refused("exact --zo-eps 1");
     assert!(flag.contains("--method mezo"), "{flag}");
+    let other = refused("exact --data OTHER");
+    assert!(other.contains("--data is the same for all runs"), "{other}");
+    for flag in ["--resume", "--save-every 2", "--memory-trace a.svg", "--sample-prompts 1"] {
+        let idle = place.failure(&format!("{COMMON} -o out --run exact {flag}"), 2);
+        let name = flag.split(' ').next().unwrap();
+        assert!(idle.contains(name) && idle.contains("leave it out"), "{idle}");
+    }
     let none = place.failure("compare -m MODEL --data DATA -o out --run exact", 2);
     assert!(none.contains("--valid-data"), "{none}");
 }

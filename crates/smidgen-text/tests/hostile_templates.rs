@@ -3,62 +3,30 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/heap.rs"]
+mod heap;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Instant;
 
+use heap::counted;
 use smidgen_text::{ChatTemplate, ChatTemplateSource, Message};
 
 /// Bytes that a rendering may hold.
-const MOST: isize = 64 << 20;
-
-thread_local! {
-    /// Bytes that this thread holds, and the most that it held: each test has a thread.
-    static HELD: Cell<[isize; 2]> = const { Cell::new([0; 2]) };
-}
-
-struct Counting;
-
-fn count(bytes: isize) {
-    // A thread that ends frees when its counter is gone.
-    let _ = HELD.try_with(|held| {
-        let [now, most] = held.get();
-        held.set([now + bytes, most.max(now + bytes)]);
-    });
-}
-
-// SAFETY: every call is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+const MOST: u64 = 64 << 20;
 
 /// What is told of a template, when it is parsed or when it renders a short chat; none where it
 /// renders it.
 fn told(text: &str) -> Option<String> {
     let tokenizer = common::bytes::tokenizer(&["<s>", "</s>"]);
-    let [before, _] = HELD.get();
-    HELD.set([before; 2]);
     let begin = Instant::now();
     let source = ChatTemplateSource::new("x.jinja", text).unwrap();
     let said = |role: &str| Message { role: role.into(), content: "Why is the sky blue?".into() };
-    let result = ChatTemplate::new(&source, &tokenizer)
-        .and_then(|template| template.prompt(&[said("user"), said("assistant")], None));
-    let (start, [_, most]) = (&text[..text.len().min(120)], HELD.get());
-    assert!(most - before < MOST, "{} bytes: {start}", most - before);
+    let (result, most, _) = counted(|| {
+        ChatTemplate::new(&source, &tokenizer)
+            .and_then(|template| template.prompt(&[said("user"), said("assistant")], None))
+    });
+    let start = &text[..text.len().min(120)];
+    assert!(most < MOST, "{most} bytes: {start}");
     assert!(begin.elapsed().as_secs() < 60, "{:?}: {start}", begin.elapsed());
     let error = result.err()?.to_string();
     assert!(error.len() < 1000, "{} bytes are told: {start}", error.len());

@@ -3,58 +3,17 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/heap.rs"]
+mod heap;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
 use common::Metadata;
+use heap::counted;
 use smidgen_text::{
     ChatTemplateSource, PREPARE_BYTES, PrepareOptions, SHORT_PIECE_BYTES, Tokenizer, prepare,
 };
-
-thread_local! {
-    /// Bytes that this thread holds, and the most that it held: each test has a thread.
-    static HELD: Cell<[isize; 2]> = const { Cell::new([0; 2]) };
-}
-
-struct Counting;
-
-fn count(bytes: isize) {
-    // A thread that ends frees when its counter is gone.
-    let _ = HELD.try_with(|held| {
-        let [now, most] = held.get();
-        held.set([now + bytes, most.max(now + bytes)]);
-    });
-}
-
-// SAFETY: every call is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// What `f` gives, the most bytes held meanwhile beyond those before, and those held afterwards.
-fn counted<T>(f: impl FnOnce() -> T) -> (T, u64, u64) {
-    let [before, _] = HELD.get();
-    HELD.set([before; 2]);
-    let given = f();
-    let [now, most] = HELD.get();
-    (given, (most - before) as u64, (now - before) as u64)
-}
 
 const TEXT: &str = "The lighthouse keeper counts 17 ships; \"none\", she writes, \"came back\". \
                     Über den Wellen — 海は静かだ — летят чайки.\n\tfn main() { println!(\"{}\", 0x2a); }\n";

@@ -247,6 +247,15 @@ impl AdapterStart {
         self.shape.adapter(values)
     }
 
+    /// The adapter, its numbers in memory.
+    ///
+    /// # Errors
+    /// The folder can't be read any more, or the system does not give the memory.
+    pub fn in_memory(self, base: &Base) -> Result<Adapter> {
+        let values = Numbers::in_memory(self.shape.len())?;
+        self.make(base, values)
+    }
+
     /// Fills `values`, which are as many as the shape has, and makes the adapter of them.
     ///
     /// # Errors
@@ -331,9 +340,7 @@ impl Adapter {
     /// # Errors
     /// A setting that can't be.
     pub fn new(base: &Base, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let start = AdapterStart::random(base, config, seed)?;
-        let values = Numbers::in_memory(start.shape.len())?;
-        start.make(base, values)
+        AdapterStart::random(base, config, seed)?.in_memory(base)
     }
 
     /// A PEFT folder's adapter in memory; see [`AdapterStart::folder`].
@@ -342,8 +349,7 @@ impl Adapter {
     /// The folder can't be read, or holds an adapter of another kind, model or shape.
     pub fn load(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
         let (start, notes) = AdapterStart::folder(base, folder)?;
-        let values = Numbers::in_memory(start.shape.len())?;
-        Ok((start.make(base, values)?, notes))
+        Ok((start.in_memory(base)?, notes))
     }
 
     /// Writes a PEFT folder. Each file is replaced whole or not at all, the settings last.

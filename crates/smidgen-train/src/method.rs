@@ -83,6 +83,7 @@ impl fmt::Display for Method {
                     LayerOrder::Random => "random)",
                 })
             }
+            Self::Mezo(Mezo { eps, samples: 1 }) => write!(f, "mezo (eps {eps})"),
             Self::Mezo(Mezo { eps, samples }) => write!(f, "mezo (eps {eps}, {samples} samples)"),
         }
     }
@@ -147,6 +148,11 @@ impl Stepper {
 }
 
 impl Lcsb {
+    /// The usual choice where `layers` are trained: half of them a step, in cyclic order.
+    pub fn half(layers: usize) -> Self {
+        Self { layers_per_step: layers.div_ceil(2), order: LayerOrder::Cyclic }
+    }
+
     /// Refuses a number of layers that can't have a turn, where `layers` are trained.
     pub(crate) fn check(self, layers: usize) -> Result<()> {
         match self.layers_per_step {

@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smidgen_kernels::{Kernels, NormalKey};
-use smidgen_runtime::Numbers;
 use smidgen_weights::{BaseModel, NewFile};
 
 use crate::adapter::{
@@ -235,9 +234,7 @@ impl Beginning {
         match (&self.start, folder) {
             (Start::Seed(seed), None) => Adapter::new(base, &self.lora(), *seed),
             (Start::Gaussian(seed), None) => {
-                let start = AdapterStart::gaussian(base, &self.lora(), *seed)?;
-                let values = Numbers::in_memory(start.shape().len())?;
-                start.make(base, values)
+                AdapterStart::gaussian(base, &self.lora(), *seed)?.in_memory(base)
             }
             (Start::Seed(_) | Start::Gaussian(_), Some(_)) => {
                 other("the run began with a new adapter; leave --init-adapter out".into())

@@ -1,10 +1,13 @@
 //! Once a run has started, no step allocates: a counting allocator watches steps under plans of all
 //! kinds. What a step takes for lists of tasks and messages stays below 64 KB at any moment.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering::Relaxed};
+#[path = "common/heap.rs"]
+mod heap;
 
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use heap::Watch;
 use smidgen_train::{
     Base, Dataset, Length, MemoryBudget, OptimizerConfig, Planned, PrepareOptions, TokenFile,
     TrainConfig, WindowSpec, prepare,
@@ -12,43 +15,6 @@ use smidgen_train::{
 
 /// The most that may live beside what was there when the run started, and the largest block.
 const MOST: usize = 64_000;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-/// The system's allocator, which notes what lives and how large the largest block was.
-struct Counting;
-
-fn count(grown: isize, block: usize) {
-    let live = LIVE.fetch_add(grown, Relaxed) + grown;
-    PEAK.fetch_max(live, Relaxed);
-    LARGEST.fetch_max(block, Relaxed);
-}
-
-// SAFETY: all is left to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize, layout.size());
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize), 0);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize, size);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -82,13 +48,11 @@ fn watch(case: &Case, config: &TrainConfig, folder: &Path) -> (isize, usize) {
     let config = TrainConfig { length: Length::Iters(case.steps), ..config.clone() };
     let planned = Planned::new(base, data.expect("data"), 0, config).expect("a plan");
     let mut session = planned.start().expect("a session");
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    LARGEST.store(0, Relaxed);
+    let watch = Watch::begin();
     for _ in 0..case.steps {
         session.step(&NEVER).expect("a step");
     }
-    (PEAK.load(Relaxed) - before, LARGEST.load(Relaxed))
+    watch.most()
 }
 
 #[test]

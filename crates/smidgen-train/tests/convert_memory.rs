@@ -1,49 +1,17 @@
 //! Rewriting a model takes a few megabytes, whatever its size: a counting allocator watches, and the
 //! map's resident pages are looked at.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
+#[path = "common/heap.rs"]
+mod heap;
 
+use std::sync::atomic::AtomicBool;
+
+use heap::Watch;
 use smidgen_models::synth::{Preset, Shape};
 use smidgen_train::{Base, Convert, Format};
 
 /// The most that may live beside what lived before, in bytes.
 const MOST: isize = 8 << 20;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-
-/// The system's allocator, which notes what lives.
-struct Counting;
-
-fn count(grown: isize) {
-    let live = LIVE.fetch_add(grown, Relaxed) + grown;
-    PEAK.fetch_max(live, Relaxed);
-}
-
-// SAFETY: all is left to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_models_size_takes_no_memory() {
@@ -56,11 +24,10 @@ fn a_models_size_takes_no_memory() {
     shape.write(&small, 1, &never, &mut |_, _| {}).expect("a model");
     let base = Base::open(&small).expect("a model");
     for to in [Format::Q8_0, Format::F16] {
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
+        let watch = Watch::begin();
         let mut convert = Convert { threads: 2, cancel: &never, progress: &mut |_, _| {} };
         let written = convert.quantize(&base, to, &out).expect("a file");
-        let grown = PEAK.load(Relaxed) - before;
+        let (grown, _) = watch.most();
         println!("{to:?}: {} bytes written, {grown} in memory", written.file_bytes);
         assert!(written.file_bytes > 60_000_000, "{} bytes", written.file_bytes);
         assert!(grown < MOST, "{to:?}: {grown} bytes");

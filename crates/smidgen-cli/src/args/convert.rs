@@ -37,10 +37,10 @@ pub struct FuseArgs {
     /// what model.safetensors is in the base's checkpoint
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// How matrices are stored: same leaves those without adapter as they are, and stores the
-    /// others as before where that format can be written, else as q8_0 (safetensors: f16)
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = FusedType::Same)]
-    pub format: FusedType,
+    /// How matrices are stored [default: those without adapter as they are, the others as before
+    /// where that format can be written, else as q8_0; in safetensors all as f16]
+    #[arg(long = "type", value_name = "TYPE", value_enum)]
+    pub format: Option<MatrixType>,
     /// Threads [default: one a core]. They change the speed, never the result
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -58,8 +58,8 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "FILE.gguf")]
     pub output: PathBuf,
     /// How matrices are stored, the embedding included; vectors are f32
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = QuantizedType::Q4_0)]
-    pub format: QuantizedType,
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = MatrixType::Q4_0)]
+    pub format: MatrixType,
     /// Threads [default: one a core]. They change the speed, never the result
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -73,7 +73,7 @@ pub enum ExportFormat {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum QuantizedType {
+pub enum MatrixType {
     #[value(name = "q4_0")]
     Q4_0,
     #[value(name = "q8_0")]
@@ -83,7 +83,7 @@ pub enum QuantizedType {
     F32,
 }
 
-impl QuantizedType {
+impl MatrixType {
     /// As the library takes it.
     pub fn format(self) -> Format {
         match self {
@@ -91,30 +91,6 @@ impl QuantizedType {
             Self::Q8_0 => Format::Q8_0,
             Self::F16 => Format::F16,
             Self::F32 => Format::F32,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FusedType {
-    Same,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "q8_0")]
-    Q8_0,
-    F16,
-    F32,
-}
-
-impl FusedType {
-    /// As the library takes it.
-    pub fn format(self) -> Option<Format> {
-        match self {
-            Self::Same => None,
-            Self::Q4_0 => Some(Format::Q4_0),
-            Self::Q8_0 => Some(Format::Q8_0),
-            Self::F16 => Some(Format::F16),
-            Self::F32 => Some(Format::F32),
         }
     }
 }

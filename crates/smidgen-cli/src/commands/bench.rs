@@ -3,15 +3,14 @@
 use clap::CommandFactory;
 use serde::Serialize;
 use smidgen::{
-    BenchCase, BenchReport, BenchSettings, LayerOrder, Lcsb, LoraConfig, MemoryBudget, Method,
-    Mezo, Phase, TrainConfig, Work, bench,
+    BenchCase, BenchReport, BenchSettings, LoraConfig, MemoryBudget, Phase, TrainConfig, Work,
+    bench,
 };
 
-use super::settings::optimizer_config;
+use super::settings::{optimizer_config, usual_method, usual_optimizer};
 use super::{open_model, papers, say_model, synth, temporary_folder};
 use crate::args::{
-    BenchArgs, BenchCommand, Cli, MeasureArgs, MethodName, ModelArgs, OptimizerName, OutputArgs,
-    threads,
+    BenchArgs, BenchCommand, Cli, MeasureArgs, MethodName, ModelArgs, OutputArgs, threads,
 };
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
@@ -66,25 +65,18 @@ fn cases(args: &BenchArgs) -> Vec<BenchCase> {
 }
 
 fn speed(args: &BenchArgs, model: ModelArgs, stop: &Stop) -> Result<()> {
+    if args.method == MethodName::Mesp {
+        return Err(Failure::usage(
+            "--method mesp stands for --method exact --memory min; give these",
+        ));
+    }
     let ui = Ui::new(args.output);
     let base = open_model(&model)?;
     say_model(&ui, &base);
-    let usual = match args.method {
-        MethodName::Mezo => OptimizerName::Sgd,
-        _ => OptimizerName::Adamw,
-    };
-    let optimizer = args.optimizer.unwrap_or(usual);
+    let optimizer = args.optimizer.unwrap_or(usual_optimizer(args.method));
     let scratch = temporary_folder()?;
-    let layers = base.info().layers;
     let settings = BenchSettings {
-        method: match args.method {
-            MethodName::Exact | MethodName::Mesp => Method::Exact,
-            MethodName::Lcsb => Method::Lcsb(Lcsb {
-                layers_per_step: layers.div_ceil(2),
-                order: LayerOrder::Cyclic,
-            }),
-            MethodName::Mezo => Method::Mezo(Mezo::default()),
-        },
+        method: usual_method(args.method, base.info().layers),
         lora: LoraConfig::default(),
         optimizer: optimizer_config(optimizer, None),
         rounds: args.rounds as usize,

@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
+use clap::parser::ValueSource;
 use clap::{Args, FromArgMatches};
 use serde::Serialize;
 use smidgen::{
-    Adapter, Base, Curve, Dataset, Method, Planned, RunFolder, Sequence, TrainConfig, cosine,
-    direction_cosines, gradient,
+    Adapter, Base, Curve, CurveEvaluation, Dataset, MemoryBudget, Method, Planned, RunFolder,
+    Sequence, Session, TrainConfig, cosine, direction_cosines, gradient,
 };
 
 use super::run_data::{RunData, RunFiles};
@@ -25,6 +26,19 @@ use crate::ui::{self, Ui, megabytes};
 
 /// Directions that a MeZO run's cosine is measured over.
 const DIRECTIONS: usize = 256;
+
+/// Flags of train that do nothing here: every run begins anew, is scored on the held-out data and
+/// saved at its end, and the report shows them all.
+const NOT_HERE: [&str; 8] = [
+    "resume",
+    "force",
+    "save_every",
+    "dry_run",
+    "tensorboard",
+    "memory_trace",
+    "sample_prompts",
+    "sample_tokens",
+];
 
 /// What `compare` found: `compare.json` and the page tell it.
 #[derive(Debug, Serialize)]
@@ -95,7 +109,11 @@ pub fn run(args: &CompareArgs, stop: &Stop) -> Result<()> {
     let runs: Vec<(String, TrainArgs)> = args
         .runs
         .iter()
-        .map(|run| Ok((run.clone(), flags_of(&args.typed, run)?)))
+        .map(|run| {
+            let own = flags_of(&args.typed, run)?;
+            same_work(run, &own, common)?;
+            Ok((run.clone(), own))
+        })
         .collect::<Result<_>>()?;
     let own = out.join("smidgen");
     fs::create_dir_all(&own).map_err(Failure::file("create", &own))?;
@@ -173,7 +191,31 @@ fn flags_of(typed: &[OsString], run: &str) -> Result<TrainArgs> {
         ))
     };
     let matches = command.try_get_matches_from(words).map_err(refused)?;
+    let typed = |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let Some(id) = NOT_HERE.iter().find(typed) {
+        return Err(Failure::usage(format!(
+            "--{} is of train and does nothing in compare; leave it out",
+            id.replace('_', "-")
+        )));
+    }
     TrainArgs::from_arg_matches(&matches).map_err(refused)
+}
+
+/// Refuses a run on other work than that of all, which its losses could not be compared with.
+fn same_work(run: &str, own: &TrainArgs, all: &TrainArgs) -> Result<()> {
+    let same = [
+        ("--model", own.model.model == all.model.model),
+        ("--data", own.data == all.data),
+        ("--valid-data", own.watch.valid_data == all.watch.valid_data),
+        ("--valid-chunks", own.watch.valid_chunks == all.watch.valid_chunks),
+        ("--output", own.output == all.output),
+    ];
+    match same.iter().find(|(_, is_same)| !is_same) {
+        None => Ok(()),
+        Some((flag, _)) => Err(Failure::usage(format!(
+            "--run {run:?}: {flag} is the same for all runs; give it beside --run"
+        ))),
+    }
 }
 
 /// One run, from its plan to its cosine.
@@ -206,36 +248,45 @@ fn one(
     progress.clear();
     let curve = curve?;
     session.save(folder)?;
-    let (steps, peak) = (session.steps_done(), session.peak_bytes());
-    let planned_peak_bytes = session.plan().peak_bytes;
+    let mut run = ComparedRun::of(name, &settings, &session, &curve, folder);
     let (base, mut adapter) = session.finish();
-    let run = ComparedRun {
-        run: name.to_owned(),
-        method: settings.method.to_string(),
-        learning_rate: settings.learning_rate,
-        sequences_a_step: settings.batch_size * settings.grad_accumulation_steps,
-        adapter_path: path_text(folder),
-        trainable: adapter.len(),
-        steps,
-        seconds: curve.total_seconds(),
-        seconds_per_step: median(&curve.seconds),
-        planned_peak_bytes,
-        peak_memory_bytes: Some(peak).filter(|&bytes| bytes > 0),
-        loss_at_equal_seconds: None,
-        cosine: cosine_of(&base, &mut adapter, &first, &settings, stop)?,
-        held_out: curve
-            .evaluations
-            .iter()
-            .map(|e| HeldOut {
-                step: e.step,
-                seconds: e.seconds,
-                loss: e.loss,
-                accuracy: e.accuracy,
-            })
-            .collect(),
-        losses: curve.losses.clone(),
-    };
+    run.cosine = cosine_of(&base, &mut adapter, &first, &settings, stop)?;
     Ok((run, curve))
+}
+
+impl ComparedRun {
+    /// A run that is over, before it is looked at beside others.
+    fn of(
+        name: &str,
+        settings: &TrainConfig,
+        session: &Session,
+        curve: &Curve,
+        folder: &Path,
+    ) -> Self {
+        let held_out = |e: &CurveEvaluation| HeldOut {
+            step: e.step,
+            seconds: e.seconds,
+            loss: e.loss,
+            accuracy: e.accuracy,
+        };
+        Self {
+            run: name.to_owned(),
+            method: settings.method.to_string(),
+            learning_rate: settings.learning_rate,
+            sequences_a_step: settings.batch_size * settings.grad_accumulation_steps,
+            adapter_path: path_text(folder),
+            trainable: session.adapter().len(),
+            steps: session.steps_done(),
+            seconds: curve.total_seconds(),
+            seconds_per_step: median(&curve.seconds),
+            planned_peak_bytes: session.plan().peak_bytes,
+            peak_memory_bytes: Some(session.peak_bytes()).filter(|&bytes| bytes > 0),
+            loss_at_equal_seconds: None,
+            cosine: None,
+            held_out: curve.evaluations.iter().map(held_out).collect(),
+            losses: curve.losses.clone(),
+        }
+    }
 }
 
 /// The first sequences of the data, as many as a step takes.
@@ -259,7 +310,9 @@ fn cosine_of(
     if settings.method == Method::Exact {
         return Ok(None);
     }
-    let mut gradient = |bypassed| gradient(base, adapter, batch, bypassed, settings, stop.flag());
+    // A run's plan may have been one that keeps no gradient.
+    let least = TrainConfig { memory: MemoryBudget::Min, ..settings.clone() };
+    let mut gradient = |bypassed| gradient(base, adapter, batch, bypassed, &least, stop.flag());
     let exact = gradient(Vec::new())?;
     Ok(match settings.method {
         Method::Exact => None,

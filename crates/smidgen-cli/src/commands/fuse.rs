@@ -4,7 +4,7 @@ use smidgen::{Adapter, Format, GgufKind};
 
 use super::out_file::{check_new, check_out, convert};
 use super::{open_base, say_model};
-use crate::args::{FuseArgs, FusedType};
+use crate::args::{FuseArgs, MatrixType};
 use crate::error::{Failure, Result};
 use crate::stop::Stop;
 use crate::ui::Ui;
@@ -25,16 +25,16 @@ pub fn run(args: &FuseArgs, stop: &Stop) -> Result<()> {
     let (paths, run) = ((base.path(), Some(args.adapter.as_path()), out), (args.threads, stop));
     convert(&ui, paths, run, notes, |c| match floats {
         Some(to) => c.fuse_safetensors(&base, &mut adapter, to, out),
-        None => c.fuse(&base, &mut adapter, args.format.format(), out),
+        None => c.fuse(&base, &mut adapter, args.format.map(MatrixType::format), out),
     })
 }
 
 /// The type of a safetensors file's numbers.
-fn floats(asked: FusedType) -> Result<Format> {
+fn floats(asked: Option<MatrixType>) -> Result<Format> {
     match asked {
-        FusedType::Same | FusedType::F16 => Ok(Format::F16),
-        FusedType::F32 => Ok(Format::F32),
-        FusedType::Q4_0 | FusedType::Q8_0 => Err(Failure::usage(
+        None | Some(MatrixType::F16) => Ok(Format::F16),
+        Some(MatrixType::F32) => Ok(Format::F32),
+        Some(MatrixType::Q4_0 | MatrixType::Q8_0) => Err(Failure::usage(
             "--type: a safetensors file holds f16 or f32; give one of them, or a .gguf file's name",
         )),
     }

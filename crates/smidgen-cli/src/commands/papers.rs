@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use smidgen::synth::Preset;
 use smidgen::{
-    Base, BenchCase, BenchReport, BenchSettings, LayerOrder, Lcsb, LoraConfig, MemoryBudget,
-    Method, Mezo, OptimizerConfig, bench,
+    Base, BenchCase, BenchReport, BenchSettings, LoraConfig, MemoryBudget, Method, OptimizerConfig,
+    bench,
 };
 
+use super::settings::usual_method;
 use super::temporary_folder;
-use crate::args::{BenchArgs, PaperTable, threads};
+use crate::args::{BenchArgs, MethodName, PaperTable, threads};
 use crate::error::{Failure, Result};
 use crate::progress::Writing;
 use crate::stop::Stop;
@@ -222,14 +223,12 @@ fn model(folder: &Path, preset: Preset, stop: &Stop) -> Result<PathBuf> {
 
 impl How {
     fn method(self, base: &Base) -> Method {
-        match self {
-            Self::Mezo => Method::Mezo(Mezo::default()),
-            Self::Exact | Self::ExactMin => Method::Exact,
-            Self::HalfLayers => Method::Lcsb(Lcsb {
-                layers_per_step: base.info().layers.div_ceil(2),
-                order: LayerOrder::Cyclic,
-            }),
-        }
+        let name = match self {
+            Self::Mezo => MethodName::Mezo,
+            Self::Exact | Self::ExactMin => MethodName::Exact,
+            Self::HalfLayers => MethodName::Lcsb,
+        };
+        usual_method(name, base.info().layers)
     }
 }
 

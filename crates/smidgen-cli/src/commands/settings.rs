@@ -24,11 +24,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
     let lora = lora(&args.lora, base)?;
     let layers = lora.num_layers.unwrap_or(base.info().layers);
     let method = method(args, layers)?;
-    let usual = match method {
-        Method::Mezo(_) => OptimizerName::Sgd,
-        Method::Exact | Method::Lcsb(_) => OptimizerName::Adamw,
-    };
-    let name = optimizer.optimizer.unwrap_or(usual);
+    let name = optimizer.optimizer.unwrap_or(usual_optimizer(optimizer.method.method));
     Ok(TrainConfig {
         method,
         lora,
@@ -84,30 +80,44 @@ fn method(args: &TrainArgs, layers: usize) -> Result<Method> {
             )));
         }
     }
-    Ok(match method {
-        MethodName::Exact => Method::Exact,
-        MethodName::Mesp if args.machine.asked_memory.is_some() => {
-            return Err(Failure::usage(
-                "--method mesp stands for --method exact --memory min; leave --memory out, or take \
-                 --method exact",
-            ));
-        }
-        MethodName::Mesp => Method::Exact,
-        MethodName::Lcsb => Method::Lcsb(Lcsb {
-            layers_per_step: layers_per_step.unwrap_or(layers.div_ceil(2)),
-            order: match layer_order.unwrap_or(LayerOrderName::Cyclic) {
-                LayerOrderName::Cyclic => LayerOrder::Cyclic,
-                LayerOrderName::Random => LayerOrder::Random,
+    if *method == MethodName::Mesp && args.machine.asked_memory.is_some() {
+        return Err(Failure::usage(
+            "--method mesp stands for --method exact --memory min; leave --memory out, or take \
+             --method exact",
+        ));
+    }
+    Ok(match usual_method(*method, layers) {
+        Method::Exact => Method::Exact,
+        Method::Lcsb(usual) => Method::Lcsb(Lcsb {
+            layers_per_step: layers_per_step.unwrap_or(usual.layers_per_step),
+            order: match layer_order {
+                None => usual.order,
+                Some(LayerOrderName::Cyclic) => LayerOrder::Cyclic,
+                Some(LayerOrderName::Random) => LayerOrder::Random,
             },
         }),
-        MethodName::Mezo => {
-            let usual = Mezo::default();
-            Method::Mezo(Mezo {
-                eps: zo_eps.unwrap_or(usual.eps),
-                samples: zo_samples.unwrap_or(usual.samples),
-            })
-        }
+        Method::Mezo(usual) => Method::Mezo(Mezo {
+            eps: zo_eps.unwrap_or(usual.eps),
+            samples: zo_samples.unwrap_or(usual.samples),
+        }),
     })
+}
+
+/// A method with its usual settings, in a model of which `layers` are trained.
+pub fn usual_method(name: MethodName, layers: usize) -> Method {
+    match name {
+        MethodName::Exact | MethodName::Mesp => Method::Exact,
+        MethodName::Lcsb => Method::Lcsb(Lcsb::half(layers)),
+        MethodName::Mezo => Method::Mezo(Mezo::default()),
+    }
+}
+
+/// The optimiser that a method goes with: MeZO's update is SGD's.
+pub fn usual_optimizer(method: MethodName) -> OptimizerName {
+    match method {
+        MethodName::Mezo => OptimizerName::Sgd,
+        MethodName::Exact | MethodName::Mesp | MethodName::Lcsb => OptimizerName::Adamw,
+    }
 }
 
 /// The same with the machine's rates, which are measured if they were not yet.
