@@ -89,6 +89,8 @@ def load(options, model, lora=None, context=LENGTH):
         n_ubatch=context,
         n_threads=options.threads,
         n_threads_batch=options.threads,
+        type_k=llama_cpp.GGML_TYPE_F32,  # its default is f16, which decides near ties
+        type_v=llama_cpp.GGML_TYPE_F32,
         logits_all=True,
         verbose=False,
     )

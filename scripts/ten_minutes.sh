@@ -32,7 +32,7 @@ printf '\n## What it will take\n'
 run "./smidgen plan -m model.gguf --data source/assets/chats --memory 60MB -o adapter --epochs 4 | tail -12"
 
 printf '\n## Train\n'
-run "./smidgen train -m model.gguf --data source/assets/chats -o adapter --memory 60MB --epochs 4 --learning-rate 5e-4 | tail -45"
+run "./smidgen train -m model.gguf --data source/assets/chats -o adapter --memory 60MB --epochs 4 | tail -45"
 
 printf '\n## Talk\n'
 ask="Can I take my dog in the motor boat?"

@@ -115,7 +115,7 @@ impl Default for TrainConfig {
             batch_size: 1,
             grad_accumulation_steps: 1,
             optimizer: OptimizerConfig::adamw(0.01),
-            learning_rate: 1e-4,
+            learning_rate: 5e-4,
             loraplus_ratio: 1.0,
             schedule: Shape::Constant,
             warmup: 0,

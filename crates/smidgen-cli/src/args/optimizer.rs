@@ -6,15 +6,9 @@ use clap::{Args, ValueEnum};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimizerArgs {
-    /// The highest learning rate
-    #[arg(
-        long,
-        value_name = "RATE",
-        default_value_t = 1e-4,
-        visible_alias = "lr",
-        allow_negative_numbers = true
-    )]
-    pub learning_rate: f64,
+    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 1e-4 for mezo]
+    #[arg(long, value_name = "RATE", visible_alias = "lr", allow_negative_numbers = true)]
+    pub learning_rate: Option<f64>,
     /// How the rate goes on after warm-up
     #[arg(long, value_name = "SHAPE", value_enum, default_value_t = Schedule::Constant)]
     pub lr_schedule: Schedule,

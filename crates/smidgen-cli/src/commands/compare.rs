@@ -413,7 +413,7 @@ mod tests {
         let typed: Vec<OsString> = typed.map(OsString::from).to_vec();
         let args = flags_of(&typed, "mezo --iters 1000 --zo-eps 0.01").unwrap();
         assert_eq!(args.optimizer.method.method, MethodName::Mezo);
-        assert_eq!((args.length.iters, args.optimizer.learning_rate), (Some(1000), 1e-3));
+        assert_eq!((args.length.iters, args.optimizer.learning_rate), (Some(1000), Some(1e-3)));
         let args = flags_of(&typed, "--method exact").unwrap();
         assert_eq!((args.optimizer.method.method, args.length.iters), (MethodName::Exact, Some(5)));
         let error = flags_of(&typed, "mezo --itres 3").unwrap_err().to_string();

@@ -25,6 +25,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
     let layers = lora.num_layers.unwrap_or(base.info().layers);
     let method = method(args, layers)?;
     let name = optimizer.optimizer.unwrap_or(usual_optimizer(optimizer.method.method));
+    let usual_rate = || usual_learning_rate(&method, name, optimizer.momentum.unwrap_or(0.0));
     Ok(TrainConfig {
         method,
         lora,
@@ -37,7 +38,7 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
         batch_size: args.length.batch_size,
         grad_accumulation_steps: args.length.grad_accumulation_steps,
         optimizer: with_momentum(name, optimizer)?,
-        learning_rate: optimizer.learning_rate,
+        learning_rate: optimizer.learning_rate.unwrap_or_else(usual_rate),
         loraplus_ratio: optimizer.loraplus_ratio.unwrap_or(1.0),
         schedule: match optimizer.lr_schedule {
             Schedule::Constant => Shape::Constant,
@@ -117,6 +118,15 @@ pub fn usual_optimizer(method: MethodName) -> OptimizerName {
     match method {
         MethodName::Mezo => OptimizerName::Sgd,
         MethodName::Exact | MethodName::Mesp | MethodName::Lcsb => OptimizerName::Adamw,
+    }
+}
+
+/// The learning rate that does well on most data: docs/defaults.md has the sweep.
+fn usual_learning_rate(method: &Method, optimizer: OptimizerName, momentum: f64) -> f64 {
+    match (method, optimizer) {
+        (Method::Mezo(_), _) => 1e-4,
+        (_, OptimizerName::Sgd) => 0.1 * (1.0 - momentum),
+        (_, OptimizerName::Adamw | OptimizerName::Adamw8bit) => 5e-4,
     }
 }
 
