@@ -23,7 +23,7 @@ run 'git clone --quiet "$REPOSITORY" source'
 run '(cd source && cargo build --release --quiet && cp target/release/smidgen ..)'
 
 printf '\n## A model and a chat log\n'
-run "(cd source && cargo xtask models smollm2) | head -1"
+run "(cd source && cargo --quiet xtask models smollm2) | sed -n 1p"
 cp "${SMIDGEN_TEST_MODELS:-${XDG_CACHE_HOME:-$HOME/.cache}/smidgen/models}"/SmolLM2-135M-Instruct.Q4_1.gguf model.gguf
 run "head -2 source/assets/chats/train.jsonl"
 run "./smidgen data source/assets/chats -m model.gguf --show 1"
