@@ -9,9 +9,9 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 smidgen=${CARGO_TARGET_DIR:-$repository/target}/release/smidgen
 model=$1 data=$2 out=$3
 runs=()
-for rate in 3e-5 1e-4 3e-4 1e-3 3e-3; do runs+=(--run "exact --learning-rate $rate"); done
+for rate in 3e-5 1e-4 3e-4 5e-4 1e-3 3e-3; do runs+=(--run "exact --learning-rate $rate"); done
 sgd=()
-for rate in 1e-2 1e-1 1; do sgd+=(--run "exact --optimizer sgd --learning-rate $rate"); done
+for rate in 0.1 1; do sgd+=(--run "exact --optimizer sgd --learning-rate $rate"); done
 
 sweep() {
     printf '== %s\n' "$1"
