@@ -27,6 +27,18 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "smidgen-remote",
+        &[
+            "smidgen-kernels",
+            "smidgen-graph",
+            "smidgen-text",
+            "smidgen-weights",
+            "smidgen-models",
+            "smidgen-runtime",
+            "smidgen-train",
+        ],
+    ),
+    (
         "smidgen",
         &[
             "smidgen-kernels",

@@ -24,8 +24,8 @@ pub use block::{
 };
 pub use cost::Rates;
 pub use plan::{
-    Architecture, Budget, Gradients, OptimizerState, OverBudget, Paged, Plan, Request, Row,
-    Traffic, WeightPages,
+    Architecture, Backward, Budget, Gradients, OptimizerState, OverBudget, Paged, Plan, Request,
+    Row, Traffic, WeightPages,
 };
 pub use step::{
     Access, Activation, AttentionShape, RopeShape, RopeStyle, Source, Start, Step, Term,

@@ -68,6 +68,17 @@ pub enum Gradients {
     Whole,
 }
 
+/// How far a step walks back from the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backward {
+    /// Not at all: the loss is all that is computed.
+    Nothing,
+    /// Through the head: to the gradient of the last hidden state.
+    Head,
+    /// Through the head and all layers down to the lowest with an adapter.
+    Layers,
+}
+
 /// Which of the adapter's numbers live in a scratch file, one layer's at a time in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Paged {
@@ -118,8 +129,8 @@ pub struct Request {
     pub gradients: Gradients,
     /// What the optimiser holds beside the trainable factors.
     pub optimizer_state: Vec<OptimizerState>,
-    /// Whether there is a backward walk; without one only what inference needs is laid out.
-    pub backward: bool,
+    /// How far a step walks back; what lies beyond is laid out for inference only.
+    pub backward: Backward,
     /// Share of the trained layers that a step walks back through: 1, or less where it passes some
     /// by. The memory does not depend on it.
     pub walked_back: f64,
@@ -373,7 +384,7 @@ pub fn remedies(model: &dyn Architecture, request: &Request) -> Vec<Remedy> {
         (
             "a scratch file (no --no-spool)".to_owned(),
             Request { spool: true, ..request.clone() },
-            !request.spool && request.backward,
+            !request.spool && request.backward == Backward::Layers,
         ),
     ];
     changes.retain(|(.., applies)| *applies);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::block::Block;
 use crate::block::{Life, Value, ValueId};
 use crate::layout::{Place, Placed, Program};
-use crate::plan::{Gradients, LayerPlan, Paged, Plan, Request, Row, padded, stem};
+use crate::plan::{Backward, Gradients, LayerPlan, Paged, Plan, Request, Row, padded, stem};
 use crate::step::{Step, Term};
 
 /// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
@@ -149,10 +149,10 @@ fn kept_rows(plan: &Plan) -> Vec<Row> {
     rows
 }
 
-fn scratch_rows(plan: &Plan, backward: bool) -> Vec<Row> {
+fn scratch_rows(plan: &Plan, backward: Backward) -> Vec<Row> {
     let mut named: Vec<(&str, &Program)> =
         vec![("embedding", &plan.embedding.1), ("head, evaluating", &plan.head.2)];
-    named.extend(backward.then_some(("head", &plan.head.1)));
+    named.extend((backward >= Backward::Head).then_some(("head", &plan.head.1)));
     for p in &plan.programs {
         named.extend(p.forward.iter().map(|f| ("forward", f)));
         named.extend(p.backward.iter().map(|b| ("backward", b)));

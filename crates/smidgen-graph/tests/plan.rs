@@ -9,9 +9,9 @@ use smidgen_graph::ops::Mlp;
 use smidgen_graph::plan::{LayerPlan, LayerPrograms, ROW_TILE, WeightPages, curve, plan};
 use smidgen_graph::schedule::Order;
 use smidgen_graph::{
-    Access, Activation, Architecture, AttentionShape, Block, BlockBuilder, Budget, Gradients,
-    LoraSpec, OptimizerState, OverBudget, Paged, Plan, Rates, Request, RopeShape, RopeStyle, Row,
-    Site, Source, Step, Term, ValueId, differentiate, schedule,
+    Access, Activation, Architecture, AttentionShape, Backward, Block, BlockBuilder, Budget,
+    Gradients, LoraSpec, OptimizerState, OverBudget, Paged, Plan, Rates, Request, RopeShape,
+    RopeStyle, Row, Site, Source, Step, Term, ValueId, differentiate, schedule,
 };
 
 const HIDDEN: usize = 64;
@@ -155,7 +155,7 @@ fn request(budget: Budget) -> Request {
         first_trained: 0,
         gradients: Gradients::Block,
         optimizer_state: ["mean", "mean square"].map(OptimizerState::f32).into(),
-        backward: true,
+        backward: Backward::Layers,
         walked_back: 1.0,
         budget,
         spool: false,
@@ -201,7 +201,9 @@ fn requests() -> Vec<Request> {
         request.optimizer_state = EIGHT_BIT.into();
         requests.push(request);
     }
-    requests.push(Request { backward: false, ..request(Budget::Unlimited) });
+    for backward in [Backward::Nothing, Backward::Head] {
+        requests.push(Request { backward, ..request(Budget::Unlimited) });
+    }
     // More rows than a band's: a plan of the least memory has them in bands.
     let tokens = 2 * ROW_TILE + 77;
     for budget in [Budget::Least, Budget::AtMost(4_500_000)] {
@@ -212,7 +214,9 @@ fn requests() -> Vec<Request> {
         let lora = lora(0.0, &["o", "down"]);
         requests.push(Request { tokens, lora, spool: true, ..request(budget) });
     }
-    requests.push(Request { tokens, backward: false, ..request(Budget::Least) });
+    for backward in [Backward::Nothing, Backward::Head] {
+        requests.push(Request { tokens, backward, ..request(Budget::Least) });
+    }
     requests
 }
 
@@ -439,7 +443,7 @@ fn kept_ranges(plan: &Plan, layer: &LayerPlan) -> Vec<Range<usize>> {
 #[test]
 fn lasting_buffers_do_not_overlap() {
     for model in ALL.map(Model) {
-        for request in requests().into_iter().filter(|r| r.backward) {
+        for request in requests().into_iter().filter(|r| r.backward == Backward::Layers) {
             let plan = make(&model, &request);
             let stream_len = (HIDDEN * request.tokens).next_multiple_of(ALIGN);
             let trained = || plan.layers.iter().filter(|l| l.trained);
@@ -534,7 +538,7 @@ fn walk_layers(plan: &Plan) {
 fn every_backward_finds_what_its_forward_left() {
     let mut ways = BTreeSet::new();
     for model in ALL.map(Model) {
-        for request in requests().into_iter().filter(|r| r.backward) {
+        for request in requests().into_iter().filter(|r| r.backward == Backward::Layers) {
             let plan = make(&model, &request);
             walk_layers(&plan);
             let spooled = plan.layers.iter().filter(|l| l.spooled.is_some()).count();
@@ -724,7 +728,8 @@ fn layers_below_the_adapter_have_no_backward_and_keep_nothing() {
             assert_eq!(programs.block.params.is_empty(), layer < 2);
         }
         assert_eq!(plan.layers[2].input, plan.stream, "the first trained layer reads the stream");
-        let none = make(&model, &Request { backward: false, ..request(Budget::Unlimited) });
+        let none =
+            make(&model, &Request { backward: Backward::Nothing, ..request(Budget::Unlimited) });
         assert!(none.programs.iter().all(|p| p.backward.is_none() && p.kept.is_empty()));
         assert_eq!(none.gradient_len, 0);
     }

@@ -23,6 +23,7 @@ pub mod optimiser;
 pub mod philox;
 pub mod rmsnorm;
 pub mod rope;
+pub mod tap;
 
 pub use arch::{Isa, Kernels, MatMut, MatRef};
 pub use attention::{
@@ -38,3 +39,4 @@ pub use normal::NormalKey;
 pub use optimiser::{AdamW, EIGHT_BIT_BLOCK, eight_bit_words};
 pub use philox::{PHILOX_WORDS, Philox};
 pub use rope::{Rope, RopeStyle, RopeTable, Turn};
+pub use tap::{TAP_GROUP, TapFormat, TapKey, TapRounding};

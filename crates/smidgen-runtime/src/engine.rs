@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::Architecture;
 use smidgen_graph::plan::{Gradients, Plan, Row};
-use smidgen_kernels::{ATTENTION_SCRATCH, GEMM_SCRATCH, Kernels, MatRef, RopeTable};
+use smidgen_kernels::{ATTENTION_SCRATCH, GEMM_SCRATCH, Kernels, MatMut, MatRef, RopeTable};
 
 use crate::band::Band;
 use crate::cache::KvCache;
@@ -19,6 +19,7 @@ use crate::pass::{Pass, SegmentLoss};
 use crate::pool::Pool;
 use crate::profile::{Lap, Phase, Profile, Work};
 use crate::spool::{Spool, SpoolFormat};
+use crate::taps::Taps;
 use crate::weights::{BlockAt, ModelWeights};
 
 /// How a program is run.
@@ -234,11 +235,53 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn evaluate(&mut self, pass: &Pass, params: &mut dyn Factors) -> Result<&[SegmentLoss]> {
-        self.hidden(pass, params, None)?;
+    pub fn evaluate(
+        &mut self,
+        pass: &Pass,
+        params: &mut dyn Factors,
+        taps: Option<&mut dyn Taps>,
+    ) -> Result<&[SegmentLoss]> {
+        self.hidden(pass, params, taps, None)?;
         self.run_head(pass, false)?;
         self.meter.look();
         Ok(&self.head.losses)
+    }
+
+    /// Runs all layers over the stream of `pass`, from its embedding on, with `taps` behind each.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn forward(
+        &mut self,
+        pass: &Pass,
+        params: &mut dyn Factors,
+        taps: &mut dyn Taps,
+    ) -> Result<()> {
+        self.hidden(pass, params, Some(taps), None)?;
+        self.meter.look();
+        Ok(())
+    }
+
+    /// The stream of a pass of `rows` rows, rows x hidden: after [`Engine::forward`] what the head
+    /// reads.
+    pub fn stream_mut(&mut self, rows: usize) -> &mut [f32] {
+        let at = self.plan.stream;
+        &mut self.arena[at..at + rows * self.hidden]
+    }
+
+    /// Loss of each sequence of `pass`, whose last hidden state is in [`Engine::stream_mut`], and
+    /// its gradient, rows x hidden.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    ///
+    /// # Panics
+    /// If the plan has no backward through the head.
+    pub fn head_gradient(&mut self, pass: &Pass) -> Result<(&[SegmentLoss], &[f32])> {
+        self.check(pass)?;
+        self.run_head(pass, true)?;
+        self.meter.look();
+        Ok((&self.head.losses, &self.arena[..pass.rows() * self.hidden]))
     }
 
     /// Loss of each sequence of `pass`, and gradients. Held whole, they are added to
@@ -353,11 +396,12 @@ impl Engine {
         &mut self,
         pass: &Pass,
         params: &mut dyn Factors,
+        taps: Option<&mut dyn Taps>,
         cache: Option<&mut KvCache>,
         first_row: usize,
         visit: &mut dyn FnMut(usize, MatRef<'_>),
     ) -> Result<()> {
-        self.hidden(pass, params, cache)?;
+        self.hidden(pass, params, taps, cache)?;
         let (block, _, program) = &self.plan.head;
         let binding = Binding { input: self.plan.stream, output: 0, kept: &[] };
         frame!(self, block, program, BlockAt::Head, binding, pass, &[], &mut [], None, Phase::Head)
@@ -369,13 +413,22 @@ impl Engine {
         &mut self,
         pass: &Pass,
         params: &mut dyn Factors,
+        mut taps: Option<&mut dyn Taps>,
         mut cache: Option<&mut KvCache>,
     ) -> Result<()> {
         self.check(pass)?;
         self.run_embedding(pass)?;
-        let walk = Walk::Infer(self.plan.stream);
+        let (at, rows, cols) = (self.plan.stream, pass.rows(), self.hidden);
         for layer in 0..self.plan.layers.len() {
-            self.run_layer(layer, walk, pass, params, cache.as_deref_mut())?;
+            self.run_layer(layer, Walk::Infer(at), pass, params, cache.as_deref_mut())?;
+            if let Some(taps) = &mut taps {
+                let stream = MatRef::new(&self.arena[at..at + rows * cols], rows, cols);
+                taps.tap(layer, stream, self.kernels, &mut self.pool);
+            }
+        }
+        if let Some(taps) = taps {
+            let stream = MatMut::new(&mut self.arena[at..at + rows * cols], rows, cols);
+            taps.join(stream, self.kernels, &mut self.pool);
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ mod pool;
 pub mod profile;
 mod rates;
 mod spool;
+mod taps;
 mod weights;
 
 pub use cache::KvCache;
@@ -31,4 +32,5 @@ pub use pass::{Dropout, Pass, Segment, SegmentLoss};
 pub use pool::Pool;
 pub use rates::measure_rates;
 pub use spool::SpoolFormat;
+pub use taps::Taps;
 pub use weights::ModelWeights;

@@ -179,7 +179,7 @@ pub fn bench(
         let begin = Instant::now();
         for _ in 0..2 {
             fill(&mut pass, &sequences, 0, case.tokens);
-            engine.evaluate(&pass, &mut adapter.values)?;
+            engine.evaluate(&pass, &mut adapter.values, None)?;
         }
         let two_forwards = begin.elapsed();
         *engine.profile() = profile;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The result of a run's operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in a run.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,9 @@ pub enum Error {
     /// The process took more than the budget; what was trained can still be saved.
     #[error(transparent)]
     BudgetCrossed(#[from] smidgen_runtime::memory::BudgetCrossed),
+    /// Where a side network is trained.
+    #[error("the side network: {0}")]
+    Link(crate::side::LinkError),
     /// What a file says of its model or tokenizer.
     #[error("{}: {source}", path.display())]
     InFile {

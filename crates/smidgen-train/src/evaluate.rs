@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::plan::{Plan, Request, plan};
-use smidgen_graph::{Budget, Gradients, Rates, Row};
+use smidgen_graph::{Backward, Budget, Gradients, Rates, Row};
 use smidgen_kernels::{Kernels, MatRef};
 use smidgen_models::Info;
 use smidgen_runtime::memory::RunPhase;
@@ -126,7 +126,7 @@ impl<'a> Evaluator<'a> {
             first_trained: adapter.shape().first_layer(),
             gradients: Gradients::Block,
             optimizer_state: vec![],
-            backward: false,
+            backward: Backward::Nothing,
             walked_back: 1.0,
             budget,
             spool: false,
@@ -174,7 +174,7 @@ impl<'a> Evaluator<'a> {
     pub fn logits(&mut self, ids: &[u32], visit: &mut dyn FnMut(usize, MatRef<'_>)) -> Result<()> {
         self.pass.clear();
         self.pass.push(ids, &vec![false; ids.len()], 0);
-        Ok(self.engine.logits(&self.pass, &mut self.adapter.values, None, 0, visit)?)
+        Ok(self.engine.logits(&self.pass, &mut self.adapter.values, None, None, 0, visit)?)
     }
 
     /// The logits after the last of `ids`, which stand from position `first` on.
@@ -191,7 +191,7 @@ impl<'a> Evaluator<'a> {
         out.clear();
         let last = ids.len() - 1;
         let params = &mut self.adapter.values;
-        self.engine.logits(&self.pass, params, Some(cache), last, &mut |_, tile| {
+        self.engine.logits(&self.pass, params, None, Some(cache), last, &mut |_, tile| {
             out.extend_from_slice(tile.row(0));
         })?;
         Ok(())
@@ -224,7 +224,7 @@ pub(crate) fn evaluate(
             waiting.push(sequence);
         }
         let taken = fill(pass, &waiting, 0, rows);
-        for loss in engine.evaluate(pass, &mut adapter.values)? {
+        for loss in engine.evaluate(pass, &mut adapter.values, None)? {
             sum += loss.sum;
             correct += loss.correct;
             result.targets += loss.targets;

@@ -26,6 +26,7 @@ mod replay;
 mod run;
 mod schedule;
 mod session;
+mod side;
 mod state;
 pub mod step;
 mod train_config;
@@ -51,6 +52,10 @@ pub use replay::replay;
 pub use run::{History, RunFolder, StepGroup};
 pub use schedule::{Schedule, Shape};
 pub use session::{Flow, Outcome, Planned, Session, StepReport};
+pub use side::{
+    LinkError, SideConfig, SideForward, SideGate, SideLink, SideNetwork, SideRun, SideShape,
+    SideTensor,
+};
 
 pub use train_config::{Length, MemoryBudget, TrainConfig};
 
@@ -58,7 +63,7 @@ pub use state::{Difference, Differences, RunState};
 
 pub use smidgen_graph::plan::{CurvePoint, Paged, Plan, Remedy};
 pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};
-pub use smidgen_kernels::Format;
+pub use smidgen_kernels::{Format, TapFormat};
 pub use smidgen_models::{Info, synth};
 pub use smidgen_runtime::SpoolFormat;
 pub use smidgen_runtime::measure::Packing;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
+use smidgen_graph::Backward;
 use smidgen_runtime::{Engine, Pass};
 use smidgen_text::{Order, Sequence};
 
@@ -65,9 +66,12 @@ impl Method {
         }
     }
 
-    /// Whether a step walks back.
-    pub(crate) fn has_backward(&self) -> bool {
-        !matches!(self, Self::Mezo(_))
+    /// How far a step walks back.
+    pub(crate) fn backward(&self) -> Backward {
+        match self {
+            Self::Exact | Self::Lcsb(_) => Backward::Layers,
+            Self::Mezo(_) => Backward::Nothing,
+        }
     }
 }
 

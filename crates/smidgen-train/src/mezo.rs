@@ -198,7 +198,7 @@ fn total_loss(
             return Err(smidgen_runtime::Error::Cancelled.into());
         }
         next = fill(pass, sequences, next, engine.plan().tokens);
-        sum = engine.evaluate(pass, factors)?.iter().fold(sum, |sum, loss| sum + loss.sum);
+        sum = engine.evaluate(pass, factors, None)?.iter().fold(sum, |sum, loss| sum + loss.sum);
     }
     Ok(sum)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use smidgen_graph::plan::{CurvePoint, Plan, Request, curve, plan, remedies};
-use smidgen_graph::{Budget, Gradients, OverBudget, Rates, Row};
+use smidgen_graph::{Backward, Budget, Gradients, OverBudget, Rates, Row};
 use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
 use smidgen_runtime::memory::{self, RunPhase};
@@ -170,9 +170,9 @@ pub(crate) fn request(
         "one B in the checkpoint's order of rows; the adapter's list of tensors",
     ));
     fixed.push(process);
-    let backward = config.method.has_backward();
+    let backward = config.method.backward();
     let layers = base.info.layers - adapter.first_layer();
-    if !backward {
+    if backward == Backward::Nothing {
         let largest = adapter.largest_layer();
         let why = "those of the block at work, as a direction moves them";
         fixed.push(Row::new(

@@ -178,7 +178,7 @@ fn bands_of_rows_change_nothing_where_nothing_is_trained() {
                     (0..tile.rows()).for_each(|row| logits.extend(bits(tile.row(row))));
                 };
                 engine
-                    .logits(&pass, &mut params, Some(&mut cache), first_row, visit)
+                    .logits(&pass, &mut params, None, Some(&mut cache), first_row, visit)
                     .expect("logits");
             }
             (loss, logits)

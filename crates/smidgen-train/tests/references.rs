@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use smidgen_graph::plan::{Request, plan};
-use smidgen_graph::{Budget, Factor, Gradients, Rates, WeightPages};
+use smidgen_graph::{Backward, Budget, Factor, Gradients, Rates, WeightPages};
 use smidgen_kernels::Kernels;
 use smidgen_models::SITES;
 use smidgen_runtime::memory::Meter;
@@ -168,7 +168,7 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         first_trained: adapter.shape().first_layer(),
         gradients: Gradients::Whole,
         optimizer_state: vec![],
-        backward: true,
+        backward: Backward::Layers,
         walked_back: 1.0,
         budget: Budget::Least,
         spool: false,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::ends::Ends;
 use super::search::{Estimate, Search, Shape, TILINGS};
-use super::{Gradients, LayerPlan, LayerPrograms, Plan, padded};
+use super::{Backward, Gradients, LayerPlan, LayerPrograms, Plan, padded};
 use crate::layout::Program;
 use crate::table;
 
@@ -63,7 +63,7 @@ impl Search<'_> {
         let shared = self.place_kept(shape, &segments, &programs, &mut layers, &mut places);
         let spool_len = self.place_in_file(shape, &programs, &mut layers);
         let gradient_len = match request.gradients {
-            _ if !request.backward => 0,
+            _ if request.backward != Backward::Layers => 0,
             Gradients::Whole => params,
             Gradients::Block => programs.iter().map(|p| p.block.param_len()).max().unwrap_or(0),
         };

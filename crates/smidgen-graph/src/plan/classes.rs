@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::search::{TILINGS, Tiling};
-use super::{Architecture, LayerPrograms, Request, padded, stem};
+use super::{Architecture, Backward, LayerPrograms, Request, padded, stem};
 use crate::autodiff::{Differentiated, differentiate};
 use crate::block::{Block, ValueId};
 use crate::cost::Rates;
@@ -51,7 +51,7 @@ impl Class {
 
     /// Whether there is a backward through it.
     pub fn walks_back(self, request: &Request) -> bool {
-        self.trained && request.backward
+        self.trained && request.backward == Backward::Layers
     }
 
     /// Columns of the widest head of attention.

@@ -2,7 +2,7 @@
 //! loss.
 
 use super::classes::{program_seconds, unpacking_seconds};
-use super::{Architecture, Request};
+use super::{Architecture, Backward, Request};
 use crate::autodiff::differentiate;
 use crate::block::Block;
 use crate::layout::{Pins, Place, Program, Rows, lay_out};
@@ -44,8 +44,8 @@ impl Ends {
     }
 
     /// Numbers of scratch that the ends need.
-    pub fn scratch(&self, backward: bool) -> usize {
-        let train = if backward { self.head.1.scratch_len } else { 0 };
+    pub fn scratch(&self, backward: Backward) -> usize {
+        let train = if backward >= Backward::Head { self.head.1.scratch_len } else { 0 };
         self.embedding.1.scratch_len.max(self.head.2.scratch_len).max(train)
     }
 
@@ -56,10 +56,11 @@ impl Ends {
 
     /// Seconds of a pass.
     pub fn seconds(&self, request: &Request) -> f64 {
-        let head = if request.backward { &self.head.1 } else { &self.head.2 };
+        let backward = request.backward >= Backward::Head;
+        let head = if backward { &self.head.1 } else { &self.head.2 };
         let hidden = self.head.0.input.map_or(0, |v| self.head.0.values[v.0 as usize].cols);
-        let sweep = request.rates.head(request.tokens, hidden, self.vocabulary(), request.backward);
-        let products = if request.backward { 2 } else { 1 };
+        let sweep = request.rates.head(request.tokens, hidden, self.vocabulary(), backward);
+        let products = if backward { 2 } else { 1 };
         let unpacked = (self.rows.bands() - 1) * products * hidden * self.vocabulary();
         let again = unpacking_seconds(unpacked, &request.rates);
         program_seconds(&self.embedding.1, request) + program_seconds(head, request) + sweep + again

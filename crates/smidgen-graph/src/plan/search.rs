@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use super::classes::{Choice, Class, Measure, Variant};
 use super::ends::Ends;
 use super::{
-    Architecture, Budget, CurvePoint, Gradients, LayerPrograms, Paged, Request, Traffic, padded,
+    Architecture, Backward, Budget, CurvePoint, Gradients, LayerPrograms, Paged, Request, Traffic,
+    padded,
 };
 use crate::GRAIN;
 
@@ -199,7 +200,7 @@ impl<'a> Search<'a> {
     /// Layers that are trained and walked back through.
     pub fn trained(&self) -> std::ops::Range<usize> {
         let layers = self.model.layers();
-        if self.request.backward {
+        if self.request.backward == Backward::Layers {
             self.request.first_trained.min(layers)..layers
         } else {
             layers..layers
@@ -424,7 +425,7 @@ impl<'a> Search<'a> {
     fn adapter_memory(&self, paged: Paged) -> usize {
         let [all, largest] = self.params;
         let gradients = match self.request.gradients {
-            _ if !self.request.backward => 0,
+            _ if self.request.backward != Backward::Layers => 0,
             Gradients::Whole => all,
             Gradients::Block => largest,
         };
@@ -444,8 +445,9 @@ impl<'a> Search<'a> {
         let spooled = passes * (self.request.walked_back * spooled) as u64;
         let [params, states] = [self.params[0], self.state_words[0]].map(|words| 4 * words as u64);
         // Factors are read by each walk and, where no backward updates them, once more.
-        let in_walk = self.request.backward && self.request.gradients == Gradients::Block;
-        let reads = (1 + u64::from(self.request.backward)) * passes + u64::from(!in_walk);
+        let backward = self.request.backward == Backward::Layers;
+        let in_walk = backward && self.request.gradients == Gradients::Block;
+        let reads = (1 + u64::from(backward)) * passes + u64::from(!in_walk);
         let [factors, state] = match paged {
             Paged::Nothing => [0, 0],
             Paged::State => [0, states],
@@ -461,7 +463,7 @@ impl<'a> Search<'a> {
         let again = segments.iter().rev().skip(1).flat_map(|s| s.clone());
         let again: f64 = again.map(|layer| self.measured(shape, layer, 0).infer).sum();
         let again = self.request.walked_back * again;
-        let params = if self.request.backward { self.params[0] } else { 0 };
+        let params = if self.request.backward == Backward::Layers { self.params[0] } else { 0 };
         let states = self.request.optimizer_state.len().max(1) as f64 / 2.0;
         let pass = self.ends(shape.tile).seconds(self.request) + sums.layers + again;
         *passes as f64 * pass + states * params as f64 / rates.optimizer
@@ -472,7 +474,10 @@ impl<'a> Search<'a> {
         let Request { rates, passes, weights, backward, walked_back, .. } = self.request;
         let layers = weights.all.saturating_sub(weights.head) as f64;
         let again = 1.0 - 1.0 / shape.segments as f64;
-        let walks = if *backward { 1.0 + walked_back * (1.0 + again) } else { 1.0 };
+        let walks = match backward {
+            Backward::Layers => 1.0 + walked_back * (1.0 + again),
+            Backward::Nothing | Backward::Head => 1.0,
+        };
         let head = self.ends(shape.tile).rows.bands() as f64 * weights.head as f64;
         *passes as f64 * (walks * layers + head) / rates.weights
     }

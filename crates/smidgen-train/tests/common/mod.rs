@@ -12,7 +12,8 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 use smidgen_graph::plan::{Plan, Request, plan};
 use smidgen_graph::{
-    Architecture, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, Paged, Rates, WeightPages,
+    Architecture, Backward, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, Paged, Rates,
+    WeightPages,
 };
 use smidgen_kernels::{Kernels, Philox};
 use smidgen_models::{Info, SITES};
@@ -180,6 +181,8 @@ pub struct Run {
     pub spool: Option<std::path::PathBuf>,
     /// What is trained with; it does change numbers.
     pub optimizer: OptimizerConfig,
+    /// How far a step walks back.
+    pub backward: Backward,
 }
 
 impl Run {
@@ -195,6 +198,7 @@ impl Run {
             mlp_tile: None,
             spool: None,
             optimizer: OptimizerConfig::adamw(0.01),
+            backward: Backward::Layers,
         }
     }
 
@@ -205,7 +209,7 @@ impl Run {
             first_trained: self.first_trained,
             gradients: self.gradients,
             optimizer_state: self.optimizer.state(),
-            backward: true,
+            backward: self.backward,
             walked_back: 1.0,
             budget: self.budget,
             spool: self.spool.is_some(),
@@ -369,7 +373,7 @@ pub fn loss(
     let mut params = Numbers::from(params.to_vec());
     let mut sum = 0.0;
     passes(engine, sequences, dropout, |engine, pass| {
-        let losses = engine.evaluate(pass, &mut params).expect("losses");
+        let losses = engine.evaluate(pass, &mut params, None).expect("losses");
         sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
     });
     sum / targets(sequences)

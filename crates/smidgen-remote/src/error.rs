@@ -1,0 +1,34 @@
+//! What can go wrong while a side network is trained.
+
+/// The result of training.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong while a side network is trained.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tensor library failed: memory, or the device it runs on.
+    #[error("the side network can't be computed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A message's sizes contradict each other or the network.
+    #[error("{what} has {found} numbers where {expected} are due")]
+    Size {
+        /// Taps, or a gradient.
+        what: &'static str,
+        /// How many came.
+        found: usize,
+        /// How many should have.
+        expected: usize,
+    },
+    /// A gradient for a sample whose output was not asked for in this step.
+    #[error("sample {sample} has no output that waits for its gradient")]
+    NoOutput {
+        /// The sample.
+        sample: u64,
+    },
+    /// A number is infinite or no number.
+    #[error("{what} holds numbers that are not finite; lower the learning rate")]
+    NotFinite {
+        /// Taps, a gradient, or the network.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,237 @@
+//! A side network that is trained: forward from taps, backward from the gradient of its output,
+//! AdamW. What it computes is defined in [`smidgen_train::SideConfig`]'s module.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use smidgen_kernels::TapFormat;
+use smidgen_train::{SideGate, SideNetwork, SideShape};
+
+use crate::error::{Error, Result};
+
+/// AdamW's settings (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019), with
+/// its usual decays 0.9 and 0.999.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SideAdamW {
+    /// Share of a number that a step at rate 1 takes off it.
+    pub weight_decay: f64,
+}
+
+impl Default for SideAdamW {
+    fn default() -> Self {
+        Self { weight_decay: 0.01 }
+    }
+}
+
+/// The taps of a sample's wanted positions, as [`TapFormat::encode`] holds them: for each tapped
+/// layer in order a row a position.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleTaps<'a> {
+    /// How rows are held.
+    pub format: TapFormat,
+    /// Positions.
+    pub rows: usize,
+    /// The rows.
+    pub bytes: &'a [u8],
+}
+
+/// A side network at training.
+#[derive(Debug)]
+pub struct SideTrainer {
+    shape: SideShape,
+    adamw: SideAdamW,
+    device: Device,
+    tensors: Vec<Trained>,
+    steps: u64,
+    /// Outputs of this step's samples that wait for their gradient.
+    outputs: BTreeMap<u64, Tensor>,
+}
+
+/// A tensor of the network and what AdamW knows of it.
+#[derive(Debug)]
+struct Trained {
+    value: Var,
+    /// Sum over this step's samples.
+    gradient: Option<Tensor>,
+    mean: Tensor,
+    square: Tensor,
+}
+
+impl SideTrainer {
+    /// A trainer that begins with `network`, on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`].
+    pub fn new(network: &SideNetwork, adamw: SideAdamW, device: Device) -> Result<Self> {
+        let shape = network.shape().clone();
+        let tensors = shape.tensors().map(|tensor| {
+            let numbers = &network.numbers()[tensor.range.clone()];
+            let value = Tensor::from_slice(numbers, (tensor.rows, tensor.cols), &device)?;
+            let zeros = value.zeros_like()?;
+            Ok(Trained {
+                value: Var::from_tensor(&value)?,
+                gradient: None,
+                mean: zeros.clone(),
+                square: zeros,
+            })
+        });
+        let tensors = tensors.collect::<Result<_>>()?;
+        Ok(Self { shape, adamw, device, tensors, steps: 0, outputs: BTreeMap::new() })
+    }
+
+    /// What kind of network.
+    pub fn shape(&self) -> &SideShape {
+        &self.shape
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The network's output for a sample of this step, rows x hidden: E s_L. It waits for its
+    /// gradient.
+    ///
+    /// # Errors
+    /// Taps of another size than the network's, or not finite; [`Error::Tensor`].
+    pub fn forward(&mut self, sample: u64, taps: SampleTaps<'_>) -> Result<Vec<f32>> {
+        let output = self.output(&self.decode(taps)?)?;
+        let numbers = output.flatten_all()?.to_vec1()?;
+        self.outputs.insert(sample, output);
+        Ok(numbers)
+    }
+
+    /// Adds the gradient of a sample's output, rows x hidden, to the step's.
+    ///
+    /// # Errors
+    /// [`Error::NoOutput`], a gradient of another size or not finite, [`Error::Tensor`].
+    pub fn backward(&mut self, sample: u64, gradient: &[f32]) -> Result<()> {
+        let output = self.outputs.get(&sample).ok_or(Error::NoOutput { sample })?;
+        check("a gradient", gradient, output.elem_count())?;
+        let gradient = Tensor::from_slice(gradient, output.shape(), &self.device)?;
+        let gradients = (output * gradient)?.sum_all()?.backward()?;
+        self.outputs.remove(&sample);
+        for tensor in &mut self.tensors {
+            let Some(of_sample) = gradients.get(tensor.value.as_tensor()) else { continue };
+            tensor.gradient = Some(match tensor.gradient.take() {
+                Some(sum) => (sum + of_sample)?,
+                None => of_sample.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Gradients of the step so far, in the order of [`SideShape::tensors`].
+    ///
+    /// # Errors
+    /// [`Error::Tensor`].
+    pub fn gradients(&self) -> Result<Vec<f32>> {
+        let mut numbers = Vec::with_capacity(self.shape.len());
+        for tensor in &self.tensors {
+            match &tensor.gradient {
+                Some(gradient) => numbers.extend(gradient.flatten_all()?.to_vec1::<f32>()?),
+                None => numbers.resize(numbers.len() + tensor.value.elem_count(), 0.0),
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// Ends a step: moves the network by the gradients since the last one.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`].
+    pub fn update(&mut self, rate: f64) -> Result<()> {
+        const DECAYS: [f64; 2] = [0.9, 0.999];
+        const EPS: f64 = 1e-8;
+        self.steps += 1;
+        self.outputs.clear();
+        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let [bias, square_bias] = DECAYS.map(|decay| 1.0 - decay.powi(steps));
+        for tensor in &mut self.tensors {
+            let gradient = match tensor.gradient.take() {
+                Some(gradient) => gradient,
+                None => tensor.value.zeros_like()?,
+            };
+            let blend =
+                |old: &Tensor, new: &Tensor, decay: f64| (old * decay)? + (new * (1.0 - decay))?;
+            tensor.mean = blend(&tensor.mean, &gradient, DECAYS[0])?;
+            tensor.square = blend(&tensor.square, &gradient.sqr()?, DECAYS[1])?;
+            let size = ((&tensor.square / square_bias)?.sqrt()? + EPS)?;
+            let step = ((&tensor.mean * (rate / bias))? / size)?;
+            let kept = (tensor.value.as_tensor() * (1.0 - rate * self.adamw.weight_decay))?;
+            tensor.value.set(&(kept - step)?)?;
+        }
+        Ok(())
+    }
+
+    /// The network as it is, with `scale` for c.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::Tensor`].
+    pub fn network(&self, scale: f32) -> Result<SideNetwork> {
+        let mut numbers = Vec::with_capacity(self.shape.len());
+        for tensor in &self.tensors {
+            numbers.extend(tensor.value.flatten_all()?.to_vec1::<f32>()?);
+        }
+        check("the side network", &numbers, self.shape.len())?;
+        Ok(SideNetwork::new(self.shape.clone(), scale, numbers))
+    }
+
+    /// taps x rows x hidden.
+    fn decode(&self, taps: SampleTaps<'_>) -> Result<Tensor> {
+        let (layers, hidden) = (self.shape.tapped().len(), self.shape.hidden());
+        let row = taps.format.row_bytes(hidden);
+        let expected = layers * taps.rows * row;
+        if taps.rows == 0 || taps.bytes.len() != expected {
+            return Err(Error::Size { what: "a tap", found: taps.bytes.len(), expected });
+        }
+        let mut numbers = vec![0.0; layers * taps.rows * hidden];
+        for (bytes, numbers) in taps.bytes.chunks_exact(row).zip(numbers.chunks_exact_mut(hidden)) {
+            taps.format.decode(bytes, numbers);
+        }
+        check("a tap", &numbers, numbers.len())?;
+        Ok(Tensor::from_vec(numbers, (layers, taps.rows, hidden), &self.device)?)
+    }
+
+    fn output(&self, taps: &Tensor) -> Result<Tensor> {
+        let rows = taps.dim(1)?;
+        let config = self.shape.config();
+        let mut tensors = self.tensors.iter().map(|tensor| tensor.value.as_tensor());
+        let mut next = || tensors.next().expect("a tensor for each of the shape's");
+        let along = |x: &Tensor, w: &Tensor| x.matmul(&w.t()?);
+        let mut stream = Tensor::zeros((rows, self.shape.narrow()), DType::F32, &self.device)?;
+        for layer in 0..self.shape.tapped().len() {
+            let mut tap = taps.get(layer)?;
+            if config.reduction > 1 {
+                tap = along(&tap, next())?;
+            }
+            let input = match config.gate {
+                SideGate::Sum => (tap + &stream)?,
+                SideGate::Ladder => {
+                    // m = sigmoid(10 a), 1 - m = sigmoid(-10 a).
+                    let a = (next() * 10.0)?;
+                    let share = |a: Tensor| ((a.neg()?.exp()? + 1.0)?).recip();
+                    let own = share(a.neg()?)?;
+                    (tap.broadcast_mul(&share(a)?)? + stream.broadcast_mul(&own)?)?
+                }
+            };
+            let inside = along(&input, next())?.silu()?;
+            stream = (stream + along(&inside, next())?)?;
+        }
+        if config.reduction > 1 {
+            stream = along(&stream, next())?;
+        }
+        Ok(stream)
+    }
+}
+
+/// Refuses numbers that are not as many as due, or not finite.
+fn check(what: &'static str, numbers: &[f32], expected: usize) -> Result<()> {
+    if numbers.len() != expected {
+        return Err(Error::Size { what, found: numbers.len(), expected });
+    }
+    match numbers.iter().all(|x| x.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::NotFinite { what }),
+    }
+}
