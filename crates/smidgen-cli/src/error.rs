@@ -38,7 +38,7 @@ impl Failure {
             Self::Library(error) => match error.kind() {
                 Kind::Usage => 2,
                 Kind::Budget => 3,
-                Kind::Failed | Kind::Cancelled => 1,
+                Kind::Failed | Kind::Diverged | Kind::Cancelled => 1,
             },
             Self::Usage(_) => 2,
             Self::Budget(_) => 3,

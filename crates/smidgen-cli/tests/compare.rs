@@ -98,3 +98,17 @@ fn a_run_that_cannot_be_is_named() {
     let none = place.failure("compare -m MODEL --data DATA -o out --run exact", 2);
     assert!(none.contains("--valid-data"), "{none}");
 }
+
+#[test]
+fn a_run_that_diverges_ends_alone() {
+    let place = Place::empty();
+    let found = report(&place, &["exact --optimizer sgd --learning-rate 1e30", "exact"], "out");
+    let (diverged, whole) = (&found["runs"][0], &found["runs"][1]);
+    let at = diverged["diverged_at_step"].as_u64().unwrap();
+    assert!((2..=6).contains(&at) && diverged["steps"] == at - 1, "{diverged}");
+    assert!(whole["diverged_at_step"].is_null() && whole["steps"] == 6);
+    assert_eq!(found["equal_seconds"], whole["seconds"], "it is not the shortest run that counts");
+    assert!(text(&place, "out/compare.html").contains(&format!("diverged at step {at}")));
+    assert!(!place.path("out/run-1/adapter_model.safetensors").exists());
+    assert!(place.path("out/run-2/adapter_model.safetensors").exists());
+}

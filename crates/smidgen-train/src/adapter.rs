@@ -17,6 +17,7 @@ use smidgen_weights::{
 
 use crate::base::Base;
 use crate::error::{Error, Result};
+use crate::side::SideNetwork;
 pub use settings::{InitLoraWeights, LoraConfig, TargetModules};
 
 /// Something worth telling that is no error.
@@ -203,6 +204,13 @@ impl AdapterStart {
     pub fn folder(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
         let wrong = |what: String| Error::Adapter { path: folder.to_owned(), what };
         let mut notes = Vec::new();
+        if SideNetwork::is_in(folder) {
+            return Err(wrong(
+                "it holds a side network, which runs beside the model: eval, generate and chat take \
+                 it, and nothing that needs a LoRA adapter can; give a LoRA adapter's folder"
+                    .to_owned(),
+            ));
+        }
         match BaseModel::read(folder)? {
             Some(record) if record.fingerprint != base.record()?.fingerprint => {
                 return Err(wrong(format!(

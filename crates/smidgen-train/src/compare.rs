@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use smidgen_text::Dataset;
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::run::RunFolder;
 use crate::session::{Flow, Session, StepReport};
 
@@ -17,6 +17,8 @@ pub struct Curve {
     pub losses: Vec<f64>,
     /// Each step's wall time.
     pub seconds: Vec<f64>,
+    /// The step that the run ended at because a loss was not finite, if it did.
+    pub diverged: Option<u64>,
 }
 
 /// A point of a curve.
@@ -34,7 +36,7 @@ pub struct CurveEvaluation {
 
 impl Curve {
     /// Takes all steps of a run, with its metrics in `folder`, and looks at `held_out` every
-    /// `every` steps.
+    /// `every` steps. A run whose losses don't stay finite ends there, which is no error.
     ///
     /// # Errors
     /// Those of [`Session::step`] and [`Session::evaluate`]; a file can't be written.
@@ -48,7 +50,7 @@ impl Curve {
     ) -> Result<Self> {
         let mut curve = Self::default();
         curve.evaluate(session, folder, held_out, cancel)?;
-        session.run(None, cancel, &mut |session, report| {
+        let ended = session.run(None, cancel, &mut |session, report| {
             folder.step(session, report)?;
             curve.losses.push(report.loss);
             curve.seconds.push(report.seconds);
@@ -57,7 +59,13 @@ impl Curve {
             }
             look(&curve, report);
             Ok(Flow::Continue)
-        })?;
+        });
+        match ended {
+            Err(error) if error.kind() == Kind::Diverged => {
+                curve.diverged = Some(session.steps_done() + 1);
+            }
+            ended => _ = ended?,
+        }
         Ok(curve)
     }
 

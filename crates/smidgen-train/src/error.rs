@@ -102,6 +102,8 @@ pub enum Kind {
     Usage,
     /// The budget is too small, or the process took more.
     Budget,
+    /// A loss became infinite or no number: the run's rate is too high, or the model file damaged.
+    Diverged,
     /// The caller asked to stop.
     Cancelled,
 }
@@ -119,6 +121,7 @@ impl Error {
             Self::Model(smidgen_models::Error::Cancelled)
             | Self::Runtime(smidgen_runtime::Error::Cancelled)
             | Self::Text(smidgen_text::TextError::Cancelled) => Kind::Cancelled,
+            Self::Runtime(smidgen_runtime::Error::NotFinite { .. }) => Kind::Diverged,
             _ => Kind::Failed,
         }
     }

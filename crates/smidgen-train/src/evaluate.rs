@@ -8,14 +8,16 @@ use smidgen_graph::{Backward, Budget, Gradients, Rates, Row};
 use smidgen_kernels::{Kernels, MatRef};
 use smidgen_models::Info;
 use smidgen_runtime::memory::RunPhase;
-use smidgen_runtime::{Engine, KvCache, Pass, Settings, SpoolFormat, fixed_rows};
+use smidgen_runtime::{Engine, KvCache, Pass, Settings, SpoolFormat, Taps, fixed_rows};
 use smidgen_text::{Dataset, Sequence};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
 use crate::planning::process_row;
+use crate::side::SideForward;
 use crate::step::fill;
+use crate::tuning::Tuning;
 
 /// What a dataset scores.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,6 +47,8 @@ pub struct Evaluator<'a> {
     pub(crate) base: &'a Base,
     pub(crate) engine: Engine,
     pub(crate) adapter: Adapter,
+    /// What runs beside the model, if anything.
+    pub(crate) side: Option<SideForward>,
     pub(crate) pass: Pass,
     /// Positions that the plan has keys and values for; 0 where nothing is generated.
     pub(crate) cached_positions: usize,
@@ -58,13 +62,13 @@ impl<'a> Evaluator<'a> {
     /// The budget is too small, or threads can't be started.
     pub fn new(
         base: &'a Base,
-        adapter: Adapter,
+        tuning: impl Into<Tuning>,
         tokens: usize,
         positions: usize,
         threads: usize,
         budget: Budget,
     ) -> Result<Self> {
-        Self::planned(base, adapter, tokens, positions, threads, budget, vec![])
+        Self::planned(base, tuning.into(), tokens, positions, threads, budget, vec![])
     }
 
     /// The same for generating: prompt and new tokens together take up to `positions` positions,
@@ -74,7 +78,7 @@ impl<'a> Evaluator<'a> {
     /// Those of [`Evaluator::new`].
     pub fn to_generate(
         base: &'a Base,
-        adapter: Adapter,
+        tuning: impl Into<Tuning>,
         tokens: usize,
         positions: usize,
         threads: usize,
@@ -92,19 +96,23 @@ impl<'a> Evaluator<'a> {
             // The order is a list of u32 that may grow to twice its length.
             row("next token", format!("3 x {vocabulary}"), 12 * vocabulary as u64, "logits, order"),
         ];
-        let made = Self::planned(base, adapter, tokens, positions, threads, budget, fixed)?;
+        let made = Self::planned(base, tuning.into(), tokens, positions, threads, budget, fixed)?;
         Ok(Self { cached_positions: positions, ..made })
     }
 
     fn planned(
         base: &'a Base,
-        adapter: Adapter,
+        tuning: Tuning,
         tokens: usize,
         positions: usize,
         threads: usize,
         budget: Budget,
         more: Vec<Row>,
     ) -> Result<Self> {
+        let (adapter, network) = match tuning {
+            Tuning::Lora(adapter) => (adapter, None),
+            Tuning::Side(network) => (Adapter::none(base), Some(network)),
+        };
         let settings = Settings {
             kernels: Kernels::detect(),
             threads,
@@ -115,11 +123,15 @@ impl<'a> Evaluator<'a> {
         };
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         let mut process = process_row();
-        // The adapter is there already and has a line of its own.
-        let held = adapter.held().map_or(0, <[f32]>::len);
+        // What was trained is there already and has a line of its own.
+        let beside = network.as_ref().map_or(0, |network| network.numbers().len());
+        let held = adapter.held().map_or(0, <[f32]>::len) + beside;
         process.bytes = process.bytes.saturating_sub(4 * held as u64);
         fixed.push(process);
         fixed.extend(more);
+        if let Some(network) = &network {
+            fixed.extend(SideForward::plan_rows(network.shape(), tokens));
+        }
         let request = Request {
             tokens,
             lora: adapter.shape().spec().clone(),
@@ -140,7 +152,8 @@ impl<'a> Evaluator<'a> {
         let plan = Arc::new(plan(base.blocks.as_ref(), &request)?);
         smidgen_weights::release_free_heap();
         let engine = Engine::new(base.blocks.as_ref(), Arc::clone(&base.weights), plan, &settings)?;
-        Ok(Self { base, engine, adapter, pass: Pass::default(), cached_positions: 0 })
+        let side = network.map(|network| SideForward::new(network, tokens)).transpose()?;
+        Ok(Self { base, engine, adapter, side, pass: Pass::default(), cached_positions: 0 })
     }
 
     /// The plan that was made.
@@ -163,7 +176,8 @@ impl<'a> Evaluator<'a> {
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Evaluation> {
-        evaluate(&mut self.engine, &mut self.adapter, data, &mut self.pass, cancel, progress)
+        let Self { engine, adapter, side, pass, .. } = self;
+        evaluate(engine, adapter, side.as_mut(), data, pass, cancel, progress)
     }
 
     /// The logits of every position of `ids`: `visit(first token, positions x tokens)` is called
@@ -174,7 +188,8 @@ impl<'a> Evaluator<'a> {
     pub fn logits(&mut self, ids: &[u32], visit: &mut dyn FnMut(usize, MatRef<'_>)) -> Result<()> {
         self.pass.clear();
         self.pass.push(ids, &vec![false; ids.len()], 0);
-        Ok(self.engine.logits(&self.pass, &mut self.adapter.values, None, None, 0, visit)?)
+        let (params, side) = (&mut self.adapter.values, wanted(&mut self.side, 0..ids.len()));
+        Ok(self.engine.logits(&self.pass, params, side, None, 0, visit)?)
     }
 
     /// The logits after the last of `ids`, which stand from position `first` on.
@@ -190,17 +205,28 @@ impl<'a> Evaluator<'a> {
         self.pass.segments[0].first_position = first;
         out.clear();
         let last = ids.len() - 1;
-        let params = &mut self.adapter.values;
-        self.engine.logits(&self.pass, params, None, Some(cache), last, &mut |_, tile| {
+        let (params, side) = (&mut self.adapter.values, wanted(&mut self.side, last..ids.len()));
+        self.engine.logits(&self.pass, params, side, Some(cache), last, &mut |_, tile| {
             out.extend_from_slice(tile.row(0));
         })?;
         Ok(())
     }
 }
 
+/// The network beside the model, if there is one, with these rows of a pass wanted of it.
+fn wanted(
+    side: &mut Option<SideForward>,
+    rows: impl Iterator<Item = usize>,
+) -> Option<&mut dyn Taps> {
+    let side = side.as_mut()?;
+    side.begin(rows);
+    Some(side)
+}
+
 pub(crate) fn evaluate(
     engine: &mut Engine,
     adapter: &mut Adapter,
+    mut side: Option<&mut SideForward>,
     data: &Dataset,
     pass: &mut Pass,
     cancel: &AtomicBool,
@@ -224,7 +250,12 @@ pub(crate) fn evaluate(
             waiting.push(sequence);
         }
         let taken = fill(pass, &waiting, 0, rows);
-        for loss in engine.evaluate(pass, &mut adapter.values, None)? {
+        let with_target = |row: &usize| pass.targets[*row].is_some();
+        if let Some(side) = &mut side {
+            side.begin((0..pass.rows()).filter(with_target));
+        }
+        let taps = side.as_deref_mut().map(|side| side as &mut dyn Taps);
+        for loss in engine.evaluate(pass, &mut adapter.values, taps)? {
             sum += loss.sum;
             correct += loss.correct;
             result.targets += loss.targets;

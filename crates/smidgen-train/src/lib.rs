@@ -30,6 +30,7 @@ mod side;
 mod state;
 pub mod step;
 mod train_config;
+mod tuning;
 
 pub use adapter::{
     Adapter, AdapterNote, AdapterShape, AdapterStart, InitLoraWeights, LoraConfig, TargetModules,
@@ -58,6 +59,7 @@ pub use side::{
 };
 
 pub use train_config::{Length, MemoryBudget, TrainConfig};
+pub use tuning::Tuning;
 
 pub use state::{Difference, Differences, RunState};
 

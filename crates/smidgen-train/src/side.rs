@@ -19,6 +19,7 @@
 //! first, training begins exactly at the pre-trained model. Every position is by itself, so only
 //! those are tapped that have a target, or whose next token is wanted.
 
+mod files;
 mod network;
 mod run;
 mod shape;

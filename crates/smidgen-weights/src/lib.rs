@@ -16,6 +16,7 @@ mod mapped;
 mod new_file;
 mod random;
 mod safetensors;
+mod tensor_file;
 
 pub use adapter::{
     Adapter, AdapterConfig, AdapterWriter, BaseModel, Factor, LoraShape, TargetModules, gguf_row,
@@ -31,3 +32,4 @@ pub use new_file::NewFile;
 pub use random::RandomTensors;
 pub use safetensors::SafetensorsWriter;
 pub use smidgen_kernels::Format;
+pub use tensor_file::TensorFile;

@@ -136,5 +136,10 @@ pub use smidgen_train::{
 // Models and adapters as other files.
 pub use smidgen_train::{Convert, Converted, ConvertedTensor, Format, GgufKind, export_gguf};
 
+// Side networks.
+pub use smidgen_train::{
+    SideConfig, SideGate, SideNetwork, SideShape, SideTensor, TapFormat, Tuning,
+};
+
 // Scoring and generating.
 pub use smidgen_train::{Conversation, Evaluation, Evaluator, GenerateConfig};

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimizerArgs {
-    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 1e-4 for mezo]
+    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 3e-4 for mezo]
     #[arg(long, value_name = "RATE", visible_alias = "lr", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
     /// How the rate goes on after warm-up

@@ -85,7 +85,7 @@ impl std::str::FromStr for Bytes {
 #[derive(Args, Debug)]
 pub struct CompareArgs {
     /// A run: its method, and flags of train that it has over those of all, as in "mezo --iters 1000
-    /// --learning-rate 1e-6"; may be given more than once
+    /// --learning-rate 1e-4"; may be given more than once
     #[arg(long = "run", value_name = "METHOD FLAGS", required = true)]
     pub runs: Vec<String>,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::time::Instant;
 
 use smidgen::{
-    Adapter, Base, ChatTemplate, Conversation, Evaluator, GenerateConfig, Kind, Message, Tokenizer,
+    Base, ChatTemplate, Conversation, Evaluator, GenerateConfig, Kind, Message, Tokenizer, Tuning,
 };
 
 use super::generate::{GenerateReport, PROMPT_ROWS, answer, ends};
@@ -63,7 +63,7 @@ pub fn run(args: &ConversationArgs, stop: &Stop) -> Result<()> {
 fn evaluator<'a>(
     args: &ConversationArgs,
     base: &'a Base,
-    mut adapter: Adapter,
+    mut adapter: Tuning,
 ) -> Result<(Evaluator<'a>, usize)> {
     let most = base.info().context_length;
     let mut context = args.context.map_or(CONTEXT, |n| n as usize).min(most);

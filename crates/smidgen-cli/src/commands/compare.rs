@@ -65,6 +65,9 @@ pub struct ComparedRun {
     pub adapter_path: String,
     pub trainable: usize,
     pub steps: u64,
+    /// The step at which a loss was not finite, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diverged_at_step: Option<u64>,
     pub seconds: f64,
     /// The median.
     pub seconds_per_step: Option<f64>,
@@ -187,7 +190,7 @@ fn flags_of(typed: &[OsString], run: &str) -> Result<TrainArgs> {
         let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         Failure::usage(format!(
             "--run {run:?}: {first}; it is a method and flags of train, as in --run \"mezo --iters \
-             1000 --learning-rate 1e-6\""
+             1000 --learning-rate 1e-4\""
         ))
     };
     let matches = command.try_get_matches_from(words).map_err(refused)?;
@@ -247,6 +250,10 @@ fn one(
         });
     progress.clear();
     let curve = curve?;
+    if let Some(step) = curve.diverged {
+        ui.say(&format!("diverged: the loss of step {step} is not finite"));
+        return Ok((ComparedRun::of(name, &settings, &session, &curve, folder), curve));
+    }
     session.save(folder)?;
     let mut run = ComparedRun::of(name, &settings, &session, &curve, folder);
     let (base, mut adapter) = session.finish();
@@ -277,6 +284,7 @@ impl ComparedRun {
             adapter_path: path_text(folder),
             trainable: session.adapter().len(),
             steps: session.steps_done(),
+            diverged_at_step: curve.diverged,
             seconds: curve.total_seconds(),
             seconds_per_step: median(&curve.seconds),
             planned_peak_bytes: session.plan().peak_bytes,
@@ -337,9 +345,12 @@ fn cosine_of(
 }
 
 impl Comparison {
-    /// Puts in what all runs had reached when the shortest was over.
+    /// Puts in what all runs had reached when the shortest of those that reached their end was over.
     fn compare(&mut self, curves: &[Curve]) {
-        let seconds = curves.iter().map(Curve::total_seconds).fold(f64::INFINITY, f64::min);
+        let whole = curves.iter().filter(|curve| curve.diverged.is_none());
+        let seconds = whole.map(Curve::total_seconds).fold(f64::INFINITY, f64::min);
+        let longest = curves.iter().map(Curve::total_seconds).fold(0.0, f64::max);
+        let seconds = seconds.min(longest);
         self.equal_seconds = seconds;
         for (run, curve) in self.runs.iter_mut().zip(curves) {
             run.loss_at_equal_seconds = curve.loss_at(seconds);
@@ -374,7 +385,13 @@ pub fn figures(run: &ComparedRun) -> [(&'static str, String); 8] {
             "peak",
             run.peak_memory_bytes.map_or_else(|| megabytes(run.planned_peak_bytes), megabytes),
         ),
-        ("held-out loss", or_none(last.map(|e| format!("{:.4}", e.loss)))),
+        (
+            "held-out loss",
+            match run.diverged_at_step {
+                Some(step) => format!("diverged at step {step}"),
+                None => or_none(last.map(|e| format!("{:.4}", e.loss))),
+            },
+        ),
         ("accuracy", or_none(last.map(|e| format!("{:.4}", e.accuracy)))),
         ("at equal s", or_none(run.loss_at_equal_seconds.map(|loss| format!("{loss:.4}")))),
         ("cosine", or_none(cosine)),

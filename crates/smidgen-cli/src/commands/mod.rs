@@ -22,7 +22,7 @@ pub mod train;
 
 use std::path::Path;
 
-use smidgen::{Adapter, Base, DataOptions, Dataset, OpenData, TokenFileKind, open_data};
+use smidgen::{Adapter, Base, DataOptions, Dataset, OpenData, TokenFileKind, Tuning, open_data};
 
 use crate::args::ModelArgs;
 use crate::error::{Failure, Result};
@@ -88,12 +88,12 @@ fn chunks_note(options: &DataOptions, data: &Dataset) -> Option<String> {
     Some(note)
 }
 
-/// The adapter that `--adapter` names, or none; what is worth telling goes to `notes`.
-fn open_adapter(base: &Base, folder: Option<&Path>, notes: &mut Vec<String>) -> Result<Adapter> {
-    let Some(folder) = folder else { return Ok(Adapter::none(base)) };
-    let (adapter, said) = Adapter::load(base, folder)?;
+/// What `--adapter` names, or nothing; what is worth telling goes to `notes`.
+fn open_adapter(base: &Base, folder: Option<&Path>, notes: &mut Vec<String>) -> Result<Tuning> {
+    let Some(folder) = folder else { return Ok(Adapter::none(base).into()) };
+    let (tuning, said) = Tuning::load(base, folder)?;
     notes.extend(said.into_iter().map(|note| note.0));
-    Ok(adapter)
+    Ok(tuning)
 }
 
 fn say_model(ui: &Ui, base: &Base) {

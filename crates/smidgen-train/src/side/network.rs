@@ -121,16 +121,13 @@ impl SideForward {
         &self.network
     }
 
-    /// Begins a pass of which these rows are wanted.
-    ///
-    /// # Panics
-    /// If they are more than there is room for.
+    /// Begins a pass of which these rows are wanted, as far as there is room for them: the engine
+    /// refuses a pass that is longer.
     pub fn begin(&mut self, rows: impl Iterator<Item = usize>) {
+        let narrow = self.network.shape.narrow();
         self.rows.clear();
-        self.rows.extend(rows);
-        let len = self.rows.len() * self.network.shape.narrow();
-        assert!(len <= self.stream.len(), "{} rows wanted", self.rows.len());
-        self.stream[..len].fill(0.0);
+        self.rows.extend(rows.take(self.stream.len() / narrow));
+        self.stream[..self.rows.len() * narrow].fill(0.0);
     }
 
     fn adapter(&mut self, tap: &TapTensors, stream: MatRef<'_>, kernels: Kernels, pool: &mut Pool) {
