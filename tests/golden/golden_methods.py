@@ -20,8 +20,8 @@ from make_golden import (
     batch_loss,
     load_model,
     with_adapter,
+    write_golden,
 )
-from safetensors.numpy import save_file
 from smidgen_gguf import PROJECTIONS, heads_of, interleave_halves
 
 # Of a layer's factors after the last step, every so manieth number is written.
@@ -199,10 +199,7 @@ def main():
     check_philox()
     tensors = {}
     report = {family: make_family(family, config, tensors) for family, config in CONFIGS.items()}
-    (FOLDER / "methods.json").write_text(json.dumps(report, indent=1) + "\n")
-    path = FOLDER / "methods.safetensors"
-    save_file(tensors, path)
-    path.chmod(0o644)
+    write_golden("methods", report, tensors)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import json
 
 import numpy as np
 import torch
-from make_golden import ADAMW, CONFIGS, FOLDER, STEPS, arithmetic, load_model
-from safetensors.numpy import save_file
+from make_golden import ADAMW, CONFIGS, FOLDER, STEPS, arithmetic, load_model, write_golden
 from torch.nn.functional import cross_entropy, silu
 
 RATE = 1e-2
@@ -144,10 +143,7 @@ def main():
                         key = f"{family}.{case}.{kind}.{name.replace('/', '.')}"
                         tensors[key] = value.numpy().astype(np.float32)
                 print(family, case, *(f"{loss:.5f}" for loss in losses))
-    (FOLDER / "side.json").write_text(json.dumps(report, indent=1) + "\n")
-    path = FOLDER / "side.safetensors"
-    save_file(tensors, path)
-    path.chmod(0o644)
+    write_golden("side", report, tensors)
 
 
 if __name__ == "__main__":

@@ -262,6 +262,14 @@ def rounding(exact, rounded):
     return {"relative_norm": tensors, "loss": losses}
 
 
+def write_golden(name, report, tensors):
+    """NAME.json and NAME.safetensors."""
+    (FOLDER / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    path = FOLDER / f"{name}.safetensors"
+    save_file(tensors, path)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
+
+
 def make_family(family, config):
     path = FOLDER / f"{family}.gguf"
     write_model(family, config, path)
@@ -270,7 +278,6 @@ def make_family(family, config):
     batches = [[random_sequence(n, config.vocab_size, generator, full=False) for n in row] for row in LENGTHS]
     exact = run(path, torch.float64, sequence, batches, FOLDER / f"{family}-adapter")
     rounded = run(path, torch.float32, sequence, batches)
-    save_file({name: value.astype(np.float32) for name, value in exact[0].items()}, FOLDER / f"{family}.safetensors")
     losses = exact[1]
     settings = {"adamw_decay": ADAMW | {"weight_decay": 0.01}, "adamw": ADAMW | {"weight_decay": 0.0}}
     settings |= {"adamw_loraplus": ADAMW | {"weight_decay": 0.01, "loraplus_ratio": LORAPLUS_RATIO}}
@@ -287,7 +294,7 @@ def make_family(family, config):
         "steps": {name: settings[name] | {"losses": values} for name, values in losses["steps"].items()},
         "float32_error": rounding(exact, rounded),
     }
-    (FOLDER / f"{family}.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_golden(family, report, {name: value.astype(np.float32) for name, value in exact[0].items()})
     print(family, path.stat().st_size, json.dumps(report["float32_error"], indent=1))
 
 

@@ -26,32 +26,21 @@ const ARROWS: &[(&str, &[&str])] = &[
             "smidgen-runtime",
         ],
     ),
-    (
-        "smidgen-remote",
-        &[
-            "smidgen-kernels",
-            "smidgen-graph",
-            "smidgen-text",
-            "smidgen-weights",
-            "smidgen-models",
-            "smidgen-runtime",
-            "smidgen-train",
-        ],
-    ),
-    (
-        "smidgen",
-        &[
-            "smidgen-kernels",
-            "smidgen-graph",
-            "smidgen-text",
-            "smidgen-weights",
-            "smidgen-models",
-            "smidgen-runtime",
-            "smidgen-train",
-        ],
-    ),
+    ("smidgen-remote", TRAIN_AND_BELOW),
+    ("smidgen", TRAIN_AND_BELOW),
     ("smidgen-cli", &["smidgen"]),
     ("xtask", &[]),
+];
+
+/// What stands on training may also name what training stands on.
+const TRAIN_AND_BELOW: &[&str] = &[
+    "smidgen-kernels",
+    "smidgen-graph",
+    "smidgen-text",
+    "smidgen-weights",
+    "smidgen-models",
+    "smidgen-runtime",
+    "smidgen-train",
 ];
 
 /// What `cargo metadata --no-deps` says of the workspace, as far as it is read here.

@@ -14,7 +14,7 @@ pub fn html(found: &Comparison) -> String {
     let _ = write!(
         body,
         "<p>Trained on {}, held out {} ({} targets), {} threads. Times are of the steps alone. \
-         Losses at equal seconds are those after {:.0} s, when the shortest run was over.</p>",
+         Losses at equal seconds are those after {:.0} s, when the shortest run that reached its end was over.</p>",
         escaped(&found.data),
         escaped(&found.held_out),
         found.held_out_targets,

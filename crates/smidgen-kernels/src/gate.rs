@@ -36,6 +36,20 @@ impl Kernels {
         }
     }
 
+    /// `x = act(x)`.
+    pub fn activate(&self, activation: Activation, x: MatMut<'_>) {
+        match activation {
+            Activation::Silu => self.compiled(
+                #[inline(always)]
+                || in_place(x, silu_inner),
+            ),
+            Activation::GeluTanh => self.compiled(
+                #[inline(always)]
+                || in_place(x, gelu_inner),
+            ),
+        }
+    }
+
     /// The gradients of [`Kernels::gate`] for the output's gradient `da`:
     /// `dg = da * u * act'(g)` and `du = da * act(g)`, all of one shape.
     ///
@@ -80,6 +94,13 @@ fn gelu_inner(g: f32) -> (f32, f32) {
     const CUBE: f32 = 0.044_715;
     let square = CUBE * g * g;
     (TWICE_ROOT * g.mul_add(square, g), TWICE_ROOT * 3.0f32.mul_add(square, 1.0))
+}
+
+#[inline(always)]
+fn in_place(mut x: MatMut<'_>, inner: impl Fn(f32) -> (f32, f32)) {
+    for row in 0..x.rows() {
+        x.row_mut(row).iter_mut().for_each(|x| *x *= sigmoid(inner(*x).0));
+    }
 }
 
 #[inline(always)]

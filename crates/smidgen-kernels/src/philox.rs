@@ -34,9 +34,13 @@ impl Philox {
 
     /// Numbers `first`.. of a stream of uniform numbers in [0, 1), each a multiple of 2⁻²⁴.
     pub fn uniform(&self, stream: u64, first: u64, out: &mut [f32]) {
-        for (i, out) in (first..).zip(out) {
-            let block = self.block(i / PHILOX_WORDS as u64, stream);
-            *out = unit(block[(i % PHILOX_WORDS as u64) as usize]);
+        let words = PHILOX_WORDS as u64;
+        let mut block = [0; PHILOX_WORDS];
+        for (at, out) in (first..).zip(out) {
+            if at == first || at % words == 0 {
+                block = self.block(at / words, stream);
+            }
+            *out = unit(block[(at % words) as usize]);
         }
     }
 }

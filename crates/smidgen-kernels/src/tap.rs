@@ -9,7 +9,7 @@
 //! A row is its scales, then its codes; two codes share a byte at 4 bits, the first in the low half.
 
 use crate::formats::{f32_to_half, half_to_f32};
-use crate::philox::{PHILOX_WORDS, Philox, unit};
+use crate::philox::Philox;
 
 /// Numbers that share a scale.
 pub const TAP_GROUP: usize = 64;
@@ -101,9 +101,15 @@ impl TapFormat {
             scales[2 * group..2 * group + 2].copy_from_slice(&half.to_le_bytes());
             let scale = half_to_f32(half);
             let steps = if scale > 0.0 { inverse / scale } else { 0.0 };
-            for (at, x) in (group * TAP_GROUP..).zip(x) {
-                let code = rounding.code(x * steps, at, self.limit());
-                self.store(codes, at, code);
+            let start = group * TAP_GROUP;
+            let chances = rounding.chances(start);
+            for (at, x) in x.iter().enumerate() {
+                let x = x * steps;
+                let code = match &chances {
+                    None => x.round_ties_even(),
+                    Some(chances) => (x + chances[at]).floor(),
+                };
+                self.store(codes, start + at, code.clamp(-self.limit(), self.limit()) as i8);
             }
         }
         rms
@@ -142,18 +148,13 @@ impl TapFormat {
 }
 
 impl TapRounding {
-    fn code(self, x: f32, at: usize, limit: f32) -> i8 {
-        let code = match self {
-            Self::Nearest => x.round_ties_even(),
-            Self::Stochastic(TapKey { seed, sample, layer, position }) => {
-                let words = Philox::new(seed).block(
-                    u64::from(position) << 32 | (at / PHILOX_WORDS) as u64,
-                    sample << 16 | u64::from(layer),
-                );
-                (x + unit(words[at % PHILOX_WORDS])).floor()
-            }
-        };
-        code.clamp(-limit, limit) as i8
+    /// A chance in [0, 1) for each number of the group from `start` on.
+    fn chances(self, start: usize) -> Option<[f32; TAP_GROUP]> {
+        let Self::Stochastic(TapKey { seed, sample, layer, position }) = self else { return None };
+        let mut chances = [0.0; TAP_GROUP];
+        let first = u64::from(position) << 32 | start as u64;
+        Philox::new(seed).uniform(sample << 16 | u64::from(layer), first, &mut chances);
+        Some(chances)
     }
 }
 

@@ -81,6 +81,12 @@ fn gate_both_ways() {
                 a
             });
             assert_close("a", &a, &gate_f64(activation, &wide(&g), &wide(&u)), 3e-7);
+            let alone = same_on_all(|kernels| {
+                let mut x = g.clone();
+                kernels.activate(activation, MatMut::new(&mut x, ROWS, n));
+                x
+            });
+            assert_close("act", &alone, &gate_f64(activation, &wide(&g), &vec![1.0; len]), 3e-7);
             let gradients = same_on_all(|kernels| {
                 let mut d = vec![0.0; 2 * len];
                 let (dg, du) = MatMut::new(&mut d, 2 * ROWS, n).split_at_row(ROWS);

@@ -10,9 +10,9 @@ pub enum Error {
     #[error("the side network can't be computed: {0}")]
     Tensor(#[from] candle_core::Error),
     /// A message's sizes contradict each other or the network.
-    #[error("{what} has {found} numbers where {expected} are due")]
+    #[error("{found} {what} where {expected} are due")]
     Size {
-        /// Taps, or a gradient.
+        /// Bytes of taps, numbers of an output or of a gradient.
         what: &'static str,
         /// How many came.
         found: usize,
@@ -26,7 +26,7 @@ pub enum Error {
         sample: u64,
     },
     /// A number is infinite or no number.
-    #[error("{what} holds numbers that are not finite; lower the learning rate")]
+    #[error("{what}: some are not finite; lower the learning rate")]
     NotFinite {
         /// Taps, a gradient, or the network.
         what: &'static str,

@@ -9,4 +9,4 @@ mod trainer;
 
 pub use error::{Error, Result};
 pub use local::LocalLink;
-pub use trainer::{SampleTaps, SideAdamW, SideTrainer};
+pub use trainer::SideTrainer;

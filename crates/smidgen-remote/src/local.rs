@@ -2,25 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use smidgen_kernels::TapFormat;
 use smidgen_train::{LinkError, SideLink};
 
 use crate::error::{Error, Result};
-use crate::trainer::{SampleTaps, SideTrainer};
+use crate::trainer::SideTrainer;
 
 /// A link without a wire.
 #[derive(Debug)]
 pub struct LocalLink {
     trainer: SideTrainer,
-    format: TapFormat,
     outputs: BTreeMap<u64, Vec<f32>>,
 }
 
 impl LocalLink {
     /// A link to `trainer`.
     pub fn new(trainer: SideTrainer) -> Self {
-        let format = trainer.shape().config().format;
-        Self { trainer, format, outputs: BTreeMap::new() }
+        Self { trainer, outputs: BTreeMap::new() }
     }
 
     /// What trains the network.
@@ -31,8 +28,7 @@ impl LocalLink {
 
 impl SideLink for LocalLink {
     fn taps(&mut self, sample: u64, rows: usize, bytes: &[u8]) -> Result<(), LinkError> {
-        let output =
-            self.trainer.forward(sample, SampleTaps { format: self.format, rows, bytes })?;
+        let output = self.trainer.forward(sample, rows, bytes)?;
         self.outputs.insert(sample, output);
         Ok(())
     }
@@ -41,7 +37,7 @@ impl SideLink for LocalLink {
         let found = self.outputs.remove(&sample).ok_or(Error::NoOutput { sample })?;
         if found.len() != output.len() {
             let (found, expected) = (found.len(), output.len());
-            return Err(Error::Size { what: "an output", found, expected }.into());
+            return Err(Error::Size { what: "numbers of an output", found, expected }.into());
         }
         output.copy_from_slice(&found);
         Ok(())

@@ -4,42 +4,15 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use smidgen_kernels::TapFormat;
 use smidgen_train::{SideGate, SideNetwork, SideShape};
 
 use crate::error::{Error, Result};
-
-/// AdamW's settings (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019), with
-/// its usual decays 0.9 and 0.999.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SideAdamW {
-    /// Share of a number that a step at rate 1 takes off it.
-    pub weight_decay: f64,
-}
-
-impl Default for SideAdamW {
-    fn default() -> Self {
-        Self { weight_decay: 0.01 }
-    }
-}
-
-/// The taps of a sample's wanted positions, as [`TapFormat::encode`] holds them: for each tapped
-/// layer in order a row a position.
-#[derive(Clone, Copy, Debug)]
-pub struct SampleTaps<'a> {
-    /// How rows are held.
-    pub format: TapFormat,
-    /// Positions.
-    pub rows: usize,
-    /// The rows.
-    pub bytes: &'a [u8],
-}
 
 /// A side network at training.
 #[derive(Debug)]
 pub struct SideTrainer {
     shape: SideShape,
-    adamw: SideAdamW,
+    weight_decay: f64,
     device: Device,
     tensors: Vec<Trained>,
     steps: u64,
@@ -58,11 +31,12 @@ struct Trained {
 }
 
 impl SideTrainer {
-    /// A trainer that begins with `network`, on `device`.
+    /// A trainer that begins with `network`, on `device`, by AdamW (Loshchilov and Hutter, "Decoupled
+    /// weight decay regularization", 2019) with its usual decays, 0.9 and 0.999.
     ///
     /// # Errors
     /// [`Error::Tensor`].
-    pub fn new(network: &SideNetwork, adamw: SideAdamW, device: Device) -> Result<Self> {
+    pub fn new(network: &SideNetwork, weight_decay: f64, device: Device) -> Result<Self> {
         let shape = network.shape().clone();
         let tensors = shape.tensors().map(|tensor| {
             let numbers = &network.numbers()[tensor.range.clone()];
@@ -76,26 +50,17 @@ impl SideTrainer {
             })
         });
         let tensors = tensors.collect::<Result<_>>()?;
-        Ok(Self { shape, adamw, device, tensors, steps: 0, outputs: BTreeMap::new() })
-    }
-
-    /// What kind of network.
-    pub fn shape(&self) -> &SideShape {
-        &self.shape
-    }
-
-    /// Steps taken.
-    pub fn steps(&self) -> u64 {
-        self.steps
+        Ok(Self { shape, weight_decay, device, tensors, steps: 0, outputs: BTreeMap::new() })
     }
 
     /// The network's output for a sample of this step, rows x hidden: E s_L. It waits for its
-    /// gradient.
+    /// gradient. The taps are `rows` rows for each tapped layer in order, as
+    /// [`smidgen_kernels::TapFormat::encode`] makes them.
     ///
     /// # Errors
     /// Taps of another size than the network's, or not finite; [`Error::Tensor`].
-    pub fn forward(&mut self, sample: u64, taps: SampleTaps<'_>) -> Result<Vec<f32>> {
-        let output = self.output(&self.decode(taps)?)?;
+    pub fn forward(&mut self, sample: u64, rows: usize, taps: &[u8]) -> Result<Vec<f32>> {
+        let output = self.output(&self.decode(rows, taps)?)?;
         let numbers = output.flatten_all()?.to_vec1()?;
         self.outputs.insert(sample, output);
         Ok(numbers)
@@ -107,7 +72,7 @@ impl SideTrainer {
     /// [`Error::NoOutput`], a gradient of another size or not finite, [`Error::Tensor`].
     pub fn backward(&mut self, sample: u64, gradient: &[f32]) -> Result<()> {
         let output = self.outputs.get(&sample).ok_or(Error::NoOutput { sample })?;
-        check("a gradient", gradient, output.elem_count())?;
+        check("numbers of a gradient", gradient, output.elem_count())?;
         let gradient = Tensor::from_slice(gradient, output.shape(), &self.device)?;
         let gradients = (output * gradient)?.sum_all()?.backward()?;
         self.outputs.remove(&sample);
@@ -158,7 +123,7 @@ impl SideTrainer {
             tensor.square = blend(&tensor.square, &gradient.sqr()?, DECAYS[1])?;
             let size = ((&tensor.square / square_bias)?.sqrt()? + EPS)?;
             let step = ((&tensor.mean * (rate / bias))? / size)?;
-            let kept = (tensor.value.as_tensor() * (1.0 - rate * self.adamw.weight_decay))?;
+            let kept = (tensor.value.as_tensor() * (1.0 - rate * self.weight_decay))?;
             tensor.value.set(&(kept - step)?)?;
         }
         Ok(())
@@ -173,24 +138,25 @@ impl SideTrainer {
         for tensor in &self.tensors {
             numbers.extend(tensor.value.flatten_all()?.to_vec1::<f32>()?);
         }
-        check("the side network", &numbers, self.shape.len())?;
+        check("numbers of the side network", &numbers, self.shape.len())?;
         Ok(SideNetwork::new(self.shape.clone(), scale, numbers))
     }
 
     /// taps x rows x hidden.
-    fn decode(&self, taps: SampleTaps<'_>) -> Result<Tensor> {
+    fn decode(&self, rows: usize, taps: &[u8]) -> Result<Tensor> {
         let (layers, hidden) = (self.shape.tapped().len(), self.shape.hidden());
-        let row = taps.format.row_bytes(hidden);
-        let expected = layers * taps.rows * row;
-        if taps.rows == 0 || taps.bytes.len() != expected {
-            return Err(Error::Size { what: "a tap", found: taps.bytes.len(), expected });
+        let format = self.shape.config().format;
+        let row = format.row_bytes(hidden);
+        let expected = layers.saturating_mul(rows).saturating_mul(row);
+        if rows == 0 || taps.len() != expected {
+            return Err(Error::Size { what: "bytes of taps", found: taps.len(), expected });
         }
-        let mut numbers = vec![0.0; layers * taps.rows * hidden];
-        for (bytes, numbers) in taps.bytes.chunks_exact(row).zip(numbers.chunks_exact_mut(hidden)) {
-            taps.format.decode(bytes, numbers);
+        let mut numbers = vec![0.0; layers * rows * hidden];
+        for (bytes, numbers) in taps.chunks_exact(row).zip(numbers.chunks_exact_mut(hidden)) {
+            format.decode(bytes, numbers);
         }
-        check("a tap", &numbers, numbers.len())?;
-        Ok(Tensor::from_vec(numbers, (layers, taps.rows, hidden), &self.device)?)
+        check("taps", &numbers, numbers.len())?;
+        Ok(Tensor::from_vec(numbers, (layers, rows, hidden), &self.device)?)
     }
 
     fn output(&self, taps: &Tensor) -> Result<Tensor> {

@@ -9,16 +9,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use candle_core::Device;
+use common::runs::dataset;
 use common::{
     FAMILIES, Model, Run, golden_batches, golden_json, golden_model, norm, repository, safetensors,
 };
 use serde_json::Value;
 use smidgen_graph::{Backward, Budget, LoraSpec};
-use smidgen_remote::{LocalLink, SideAdamW, SideTrainer};
-use smidgen_runtime::{Engine, Numbers, Pass};
+use smidgen_remote::{LocalLink, SideTrainer};
+use smidgen_runtime::{Engine, Pass};
 use smidgen_train::step::StepSettings;
 use smidgen_train::{
-    LinkError, Sequence, SideConfig, SideForward, SideGate, SideLink, SideNetwork, SideRun,
+    Evaluator, LinkError, Sequence, SideConfig, SideGate, SideLink, SideNetwork, SideRun,
     SideShape, TapFormat,
 };
 
@@ -105,9 +106,8 @@ impl Case {
     }
 
     fn link(&self) -> LocalLink {
-        let adamw = SideAdamW { weight_decay: self.json["weight_decay"].as_f64().expect("decay") };
-        let trainer = SideTrainer::new(&self.start(), adamw, Device::Cpu).expect("a trainer");
-        LocalLink::new(trainer)
+        let decay = self.json["weight_decay"].as_f64().expect("decay");
+        LocalLink::new(SideTrainer::new(&self.start(), decay, Device::Cpu).expect("a trainer"))
     }
 
     fn engine(&self, threads: usize, budget: Budget) -> Engine {
@@ -171,6 +171,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
 
 #[test]
 fn the_device_computes_the_network_that_was_trained() {
+    let place = tempfile::tempdir().expect("a folder");
     for family in FAMILIES {
         for name in CASES {
             let case = Case::open(family, name);
@@ -178,29 +179,22 @@ fn the_device_computes_the_network_that_was_trained() {
             let mut run = run(&case, case.link());
             let losses = case.train(&mut engine, &mut run);
             let network = run.network().expect("the network");
-            let mut forward = SideForward::new(network, TOKENS).expect("a forward");
             // What the next step will say before it moves anything.
             let batch = &case.batches[0];
-            let targets: usize = batch.iter().map(Sequence::target_count).sum();
-            let (mut pass, mut sum) = (Pass::default(), 0.0);
-            let mut factors: Numbers = Vec::new().into();
-            for sequence in batch {
-                pass.clear();
-                pass.push(&sequence.ids, &sequence.targets, 0);
-                let wanted = (0..pass.rows()).filter(|&row| pass.targets[row].is_some());
-                forward.begin(wanted);
-                let taps = Some(&mut forward as _);
-                let losses = engine.evaluate(&pass, &mut factors, taps).expect("losses");
-                sum += losses.iter().map(|loss| loss.sum).sum::<f64>();
-            }
+            let base = &case.model.base;
+            let data = dataset(base, place.path(), batch);
+            let mut evaluator =
+                Evaluator::new(base, network, TOKENS, TOKENS, 2, Budget::Least).expect("a plan");
+            let scored = evaluator.evaluate(&data, &AtomicBool::new(false), &mut |_, _| {});
+            let scored = scored.expect("losses").loss;
             let next = {
                 let settings = StepSettings { number: 11, rate: 0.0, clip: None, seed: 0 };
                 let samples: Vec<u64> = (0..batch.len() as u64).collect();
-                let cancel = AtomicBool::new(false);
+                let (mut pass, cancel) = (Pass::default(), AtomicBool::new(false));
                 let done = run.step(&mut engine, batch, &samples, &settings, &mut pass, &cancel);
                 done.expect("a step").loss
             };
-            let error = (sum / targets as f64 - next).abs();
+            let error = (scored - next).abs();
             assert!(error < 1e-5, "{family} {name}: {next} after {losses:?}, {error:e}");
         }
     }

@@ -12,7 +12,7 @@ use candle_core::Device;
 use common::runs::dataset;
 use common::{FAMILIES, Model, Run, golden_batches, golden_json, golden_model, random};
 use smidgen_graph::{Backward, Budget, LoraSpec};
-use smidgen_remote::{LocalLink, SideAdamW, SideTrainer};
+use smidgen_remote::{LocalLink, SideTrainer};
 use smidgen_runtime::Pass;
 use smidgen_train::step::StepSettings;
 use smidgen_train::{
@@ -32,7 +32,7 @@ fn shape(model: &Model, format: TapFormat) -> SideShape {
 fn trained(model: &Model, format: TapFormat, batch: &[Sequence]) -> (SideNetwork, f64) {
     let shape = shape(model, format);
     let start = SideNetwork::new(shape.clone(), 1.0, shape.start(3));
-    let trainer = SideTrainer::new(&start, SideAdamW::default(), Device::Cpu).expect("a trainer");
+    let trainer = SideTrainer::new(&start, 0.01, Device::Cpu).expect("a trainer");
     let link = Box::new(LocalLink::new(trainer));
     let mut run = SideRun::new(shape, link, TOKENS, 5).expect("a run");
     let lora = LoraSpec { rank: 0, scale: 0.0, dropout: 0.0, modules: Vec::new() };

@@ -47,6 +47,12 @@ impl Pass {
         self.ids.len()
     }
 
+    /// Rows that have a target, in order.
+    pub fn target_rows(&self) -> impl Iterator<Item = usize> {
+        let with_target = |(row, target): (usize, &Option<u32>)| target.map(|_| row);
+        self.targets.iter().enumerate().filter_map(with_target)
+    }
+
     /// Whether the backward passes `layer` by.
     pub fn is_bypassed(&self, layer: usize) -> bool {
         self.bypassed.get(layer).copied().unwrap_or(false)

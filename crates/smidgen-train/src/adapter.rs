@@ -11,8 +11,8 @@ use smidgen_kernels::{Kernels, NormalKey, Philox};
 use smidgen_models::SITES;
 use smidgen_runtime::Numbers;
 use smidgen_weights::{
-    Adapter as PeftAdapter, AdapterConfig, AdapterWriter, BaseModel, LoraShape,
-    TargetModules as PeftTargets, gguf_rows_to_hf, hf_rows_to_gguf,
+    Adapter as PeftAdapter, AdapterConfig, AdapterWriter, LoraShape, TargetModules as PeftTargets,
+    gguf_rows_to_hf, hf_rows_to_gguf,
 };
 
 use crate::base::Base;
@@ -203,7 +203,6 @@ impl AdapterStart {
     /// The folder can't be read, or holds an adapter of another kind, model or shape.
     pub fn folder(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
         let wrong = |what: String| Error::Adapter { path: folder.to_owned(), what };
-        let mut notes = Vec::new();
         if SideNetwork::is_in(folder) {
             return Err(wrong(
                 "it holds a side network, which runs beside the model: eval, generate and chat take \
@@ -211,21 +210,7 @@ impl AdapterStart {
                     .to_owned(),
             ));
         }
-        match BaseModel::read(folder)? {
-            Some(record) if record.fingerprint != base.record()?.fingerprint => {
-                return Err(wrong(format!(
-                    "it was trained on {} ({}), whose weights are not those of {}; give that model",
-                    record.file_name,
-                    record.architecture,
-                    base.path.display()
-                )));
-            }
-            Some(_) => {}
-            None => notes.push(AdapterNote(format!(
-                "{} does not say which weights it was trained on; taken as it is",
-                folder.display()
-            ))),
-        }
+        let notes = base.check_record(folder)?;
         let file = PeftAdapter::open(folder)?;
         let settings = file.config();
         let (first, targets) = covered(base, &file).map_err(wrong)?;

@@ -15,6 +15,7 @@ use smidgen_text::{
 };
 use smidgen_weights::{BaseModel, Gguf, Optional};
 
+use crate::adapter::AdapterNote;
 use crate::error::{Error, Result};
 
 /// A model file with its blocks, checked and bound; its weights stay in the file.
@@ -244,6 +245,27 @@ impl Base {
             add_bos: flag("add_bos_token")?,
             add_eos: flag("add_eos_token")?,
         })
+    }
+
+    /// Refuses what was trained on another model, as its folder's record says; notes that there is
+    /// none.
+    pub(crate) fn check_record(&self, folder: &Path) -> Result<Vec<AdapterNote>> {
+        match BaseModel::read(folder)? {
+            Some(record) if record.fingerprint != self.record()?.fingerprint => {
+                let what = format!(
+                    "it was trained on {} ({}), whose weights are not those of {}; give that model",
+                    record.file_name,
+                    record.architecture,
+                    self.path.display()
+                );
+                Err(Error::Adapter { path: folder.to_owned(), what })
+            }
+            Some(_) => Ok(vec![]),
+            None => Ok(vec![AdapterNote(format!(
+                "{} does not say which weights it was trained on; taken as it is",
+                folder.display()
+            ))]),
+        }
     }
 
     /// The record of this model that is kept beside an adapter.

@@ -61,10 +61,11 @@ impl Curve {
             Ok(Flow::Continue)
         });
         match ended {
+            Ok(_) => {}
             Err(error) if error.kind() == Kind::Diverged => {
                 curve.diverged = Some(session.steps_done() + 1);
             }
-            ended => _ = ended?,
+            Err(error) => return Err(error),
         }
         Ok(curve)
     }

@@ -1,6 +1,7 @@
 //! What can go wrong, and what kind of thing it is.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The result of a run's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -151,5 +152,13 @@ impl Error {
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Ends what the caller has cancelled.
+pub(crate) fn stop_if(cancel: &AtomicBool) -> Result<()> {
+    match cancel.load(Ordering::Relaxed) {
+        true => Err(smidgen_runtime::Error::Cancelled.into()),
+        false => Ok(()),
     }
 }

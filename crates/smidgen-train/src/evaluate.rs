@@ -1,7 +1,7 @@
 //! Scoring: losses of a dataset under a model and an adapter.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use smidgen_graph::plan::{Plan, Request, plan};
 use smidgen_graph::{Backward, Budget, Gradients, Rates, Row};
@@ -13,7 +13,7 @@ use smidgen_text::{Dataset, Sequence};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
-use crate::error::Result;
+use crate::error::{Result, stop_if};
 use crate::planning::process_row;
 use crate::side::SideForward;
 use crate::step::fill;
@@ -177,7 +177,7 @@ impl<'a> Evaluator<'a> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Evaluation> {
         let Self { engine, adapter, side, pass, .. } = self;
-        evaluate(engine, adapter, side.as_mut(), data, pass, cancel, progress)
+        evaluate(engine, adapter, side, data, pass, cancel, progress)
     }
 
     /// The logits of every position of `ids`: `visit(first token, positions x tokens)` is called
@@ -226,7 +226,7 @@ fn wanted(
 pub(crate) fn evaluate(
     engine: &mut Engine,
     adapter: &mut Adapter,
-    mut side: Option<&mut SideForward>,
+    side: &mut Option<SideForward>,
     data: &Dataset,
     pass: &mut Pass,
     cancel: &AtomicBool,
@@ -239,9 +239,7 @@ pub(crate) fn evaluate(
     let (mut sum, mut correct, mut done) = (0.0, 0, 0);
     let mut waiting: Vec<Sequence> = Vec::new();
     while done < data.len() {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(smidgen_runtime::Error::Cancelled.into());
-        }
+        stop_if(cancel)?;
         let mut held: usize = waiting.iter().map(|s| s.ids.len()).sum();
         while done + waiting.len() < data.len() && held <= rows {
             let mut sequence = Sequence::default();
@@ -250,11 +248,7 @@ pub(crate) fn evaluate(
             waiting.push(sequence);
         }
         let taken = fill(pass, &waiting, 0, rows);
-        let with_target = |row: &usize| pass.targets[*row].is_some();
-        if let Some(side) = &mut side {
-            side.begin((0..pass.rows()).filter(with_target));
-        }
-        let taps = side.as_deref_mut().map(|side| side as &mut dyn Taps);
+        let taps = wanted(side, pass.target_rows());
         for loss in engine.evaluate(pass, &mut adapter.values, taps)? {
             sum += loss.sum;
             correct += loss.correct;

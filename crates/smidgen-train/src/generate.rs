@@ -1,11 +1,11 @@
 //! Generating text, one token at a time, over a cache of keys and values.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use smidgen_kernels::Philox;
 use smidgen_runtime::KvCache;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, stop_if};
 use crate::evaluate::Evaluator;
 
 /// How tokens are chosen, and when to stop.
@@ -78,9 +78,7 @@ impl Evaluator<'_> {
         let random = Philox::new(config.seed);
         let mut made = Vec::new();
         while made.len() < config.max_tokens {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(smidgen_runtime::Error::Cancelled.into());
-            }
+            stop_if(cancel)?;
             let next = choose(&logits, config, &random, made.len());
             if config.stop.contains(&next) {
                 break;

@@ -54,8 +54,7 @@ pub use run::{History, RunFolder, StepGroup};
 pub use schedule::{Schedule, Shape};
 pub use session::{Flow, Outcome, Planned, Session, StepReport};
 pub use side::{
-    LinkError, SideConfig, SideForward, SideGate, SideLink, SideNetwork, SideRun, SideShape,
-    SideTensor,
+    LinkError, SideConfig, SideGate, SideLink, SideNetwork, SideRun, SideShape, SideTensor,
 };
 
 pub use train_config::{Length, MemoryBudget, TrainConfig};

@@ -10,14 +10,14 @@
 //! made when its turn comes. So nothing drifts, and z, made anew from its counter, is never held.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use smidgen_kernels::{Kernels, NormalKey};
 use smidgen_runtime::{Engine, Factors, Numbers, Pass, sealed};
 use smidgen_text::Sequence;
 
 use crate::adapter::{Adapter, InitLoraWeights};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, stop_if};
 use crate::step::{StepLoss, StepSettings, fill};
 use crate::train_config::TrainConfig;
 
@@ -194,9 +194,7 @@ fn total_loss(
     pass.weight = 0.0;
     let (mut sum, mut next) = (0.0, 0);
     while next < sequences.len() {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(smidgen_runtime::Error::Cancelled.into());
-        }
+        stop_if(cancel)?;
         next = fill(pass, sequences, next, engine.plan().tokens);
         sum = engine.evaluate(pass, factors, None)?.iter().fold(sum, |sum, loss| sum + loss.sum);
     }

@@ -209,7 +209,7 @@ impl Session {
         self.begin_phase(RunPhase::Evaluating)?;
         self.engine()?;
         let engine = self.engine.as_mut().expect("just made");
-        evaluate(engine, &mut self.adapter, None, data, &mut self.pass, cancel, &mut |_, _| {})
+        evaluate(engine, &mut self.adapter, &mut None, data, &mut self.pass, cancel, &mut |_, _| {})
     }
 
     /// Writes the adapter as it is to a PEFT folder.

@@ -24,7 +24,8 @@ mod network;
 mod run;
 mod shape;
 
-pub use network::{SideForward, SideNetwork};
+pub(crate) use network::SideForward;
+pub use network::SideNetwork;
 pub use run::{LinkError, SideLink, SideRun};
 pub use shape::{SideShape, SideTensor};
 

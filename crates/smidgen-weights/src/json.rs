@@ -12,7 +12,10 @@ use crate::error::{Error, Result};
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Reads a file of settings.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Json`]; [`Error::Unusable`] where it is too large.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let io = |source| Error::io("read", path, source);
     let file = File::open(path).map_err(io)?;
     let mut json = Vec::new();

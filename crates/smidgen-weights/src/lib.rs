@@ -20,13 +20,14 @@ mod tensor_file;
 
 pub use adapter::{
     Adapter, AdapterConfig, AdapterWriter, BaseModel, Factor, LoraShape, TargetModules, gguf_row,
-    gguf_rows_to_hf, hf_row, hf_rows_to_gguf,
+    gguf_rows_to_hf, hf_row, hf_rows_to_gguf, put_in_place,
 };
 pub use checkpoint::{Checkpoint, CheckpointTensor};
 pub use error::{Error, Optional, Result};
 pub use gguf::{
     Fingerprint, Gguf, GgufWriter, NewTensor, NoFingerprint, Strings, Tensor, TensorWriter,
 };
+pub use json::read as read_json;
 pub use mapped::{Mapped, release_free_heap};
 pub use new_file::NewFile;
 pub use random::RandomTensors;

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use smidgen_kernels::Format;
-
 use crate::error::{Error, Result};
 use crate::safetensors::{self, Stored};
 
@@ -69,10 +67,7 @@ impl TensorFile {
                 found: stored.dtype.clone(),
             });
         };
-        self.read_as(format, name, stored.range.start, out)
-    }
-
-    fn read_as(&self, format: Format, name: &str, mut at: u64, out: &mut [f32]) -> Result<()> {
+        let mut at = stored.range.start;
         let mut chunk = [0; CHUNK_BYTES];
         for out in out.chunks_mut(CHUNK_BYTES / format.block_bytes()) {
             let bytes = &mut chunk[..out.len() * format.block_bytes()];

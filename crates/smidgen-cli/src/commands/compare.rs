@@ -250,14 +250,17 @@ fn one(
         });
     progress.clear();
     let curve = curve?;
-    if let Some(step) = curve.diverged {
-        ui.say(&format!("diverged: the loss of step {step} is not finite"));
-        return Ok((ComparedRun::of(name, &settings, &session, &curve, folder), curve));
+    if curve.diverged.is_none() {
+        session.save(folder)?;
     }
-    session.save(folder)?;
     let mut run = ComparedRun::of(name, &settings, &session, &curve, folder);
-    let (base, mut adapter) = session.finish();
-    run.cosine = cosine_of(&base, &mut adapter, &first, &settings, stop)?;
+    match curve.diverged {
+        Some(step) => ui.say(&format!("diverged: the loss of step {step} is not finite")),
+        None => {
+            let (base, mut adapter) = session.finish();
+            run.cosine = cosine_of(&base, &mut adapter, &first, &settings, stop)?;
+        }
+    }
     Ok((run, curve))
 }
 
@@ -348,9 +351,7 @@ impl Comparison {
     /// Puts in what all runs had reached when the shortest of those that reached their end was over.
     fn compare(&mut self, curves: &[Curve]) {
         let whole = curves.iter().filter(|curve| curve.diverged.is_none());
-        let seconds = whole.map(Curve::total_seconds).fold(f64::INFINITY, f64::min);
-        let longest = curves.iter().map(Curve::total_seconds).fold(0.0, f64::max);
-        let seconds = seconds.min(longest);
+        let seconds = whole.map(Curve::total_seconds).reduce(f64::min).unwrap_or(0.0);
         self.equal_seconds = seconds;
         for (run, curve) in self.runs.iter_mut().zip(curves) {
             run.loss_at_equal_seconds = curve.loss_at(seconds);

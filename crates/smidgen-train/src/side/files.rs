@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use smidgen_kernels::{Format, TapFormat};
-use smidgen_weights::{BaseModel, NewFile, SafetensorsWriter, TensorFile};
+use smidgen_weights::{SafetensorsWriter, TensorFile, put_in_place, read_json};
 
 use super::{SideConfig, SideGate, SideNetwork, SideShape};
 use crate::adapter::AdapterNote;
@@ -17,8 +17,6 @@ const CONFIG_FILE: &str = "side_config.json";
 const WEIGHTS_FILE: &str = "side_model.safetensors";
 /// What this program writes and reads.
 const VERSION: u32 = 1;
-/// No settings come near this.
-const LARGEST: u64 = 64 << 10;
 
 /// `side_config.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -75,16 +73,10 @@ impl SideNetwork {
                 writer.write(&bytes)?;
             }
         }
-        // Another network's settings never stand beside these numbers.
-        let config = folder.join(CONFIG_FILE);
-        if fs::read(&config).is_ok_and(|old| old != settings) {
-            fs::remove_file(&config).map_err(Error::io("replace", &config))?;
-        }
-        base.record()?.write(folder)?;
-        writer.finish()?;
-        let file = NewFile::create(&config)?;
-        file.write_at(&settings, 0)?;
-        Ok(file.commit()?)
+        put_in_place(folder, CONFIG_FILE, &settings, &base.record()?, || {
+            writer.finish().map(|_| ())
+        })?;
+        Ok(())
     }
 
     /// The network in a folder, and what is worth telling about it.
@@ -92,24 +84,7 @@ impl SideNetwork {
     /// # Errors
     /// The folder can't be read, or holds a network of another model or shape.
     pub fn load(base: &Base, folder: &Path) -> Result<(Self, Vec<AdapterNote>)> {
-        let mut notes = Vec::new();
-        match BaseModel::read(folder)? {
-            Some(record) if record.fingerprint != base.record()?.fingerprint => {
-                let what = format!(
-                    "it was trained beside {} ({}), whose weights are not those of {}; give that \
-                     model",
-                    record.file_name,
-                    record.architecture,
-                    base.path().display()
-                );
-                return Err(wrong(folder, what));
-            }
-            Some(_) => {}
-            None => notes.push(AdapterNote(format!(
-                "{} does not say which weights it was trained beside; taken as it is",
-                folder.display()
-            ))),
-        }
+        let notes = base.check_record(folder)?;
         let settings = read_settings(folder)?;
         let info = base.info();
         if (settings.layers, settings.hidden) != (info.layers, info.hidden) {
@@ -167,18 +142,7 @@ impl Settings {
 }
 
 fn read_settings(folder: &Path) -> Result<Settings> {
-    let path = folder.join(CONFIG_FILE);
-    let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
-    if bytes > LARGEST {
-        return Err(wrong(
-            folder,
-            format!("{CONFIG_FILE} has {bytes} bytes, too many for settings"),
-        ));
-    }
-    let text = fs::read(&path).map_err(Error::io("read", &path))?;
-    let settings: Settings = serde_json::from_slice(&text).map_err(|e| {
-        wrong(folder, format!("{CONFIG_FILE} can't be read: {e}; take the folder as it was saved"))
-    })?;
+    let settings: Settings = read_json(&folder.join(CONFIG_FILE))?;
     match settings.version {
         VERSION => Ok(settings),
         other => Err(wrong(

@@ -7,7 +7,7 @@ use smidgen_kernels::{
 use smidgen_runtime::{Pool, Taps, sealed};
 
 use super::SideGate;
-use super::shape::{SideShape, SideTensor, TapTensors};
+use super::shape::{SideShape, SideTensor};
 use crate::error::Result;
 
 /// Rows that are worked on at a time.
@@ -54,7 +54,7 @@ impl SideNetwork {
 
 /// A side network at work on the positions of a pass that are wanted.
 #[derive(Debug)]
-pub struct SideForward {
+pub(crate) struct SideForward {
     network: SideNetwork,
     /// Rows of the pass, in order.
     rows: Vec<usize>,
@@ -72,10 +72,8 @@ struct Band {
     taps: Vec<f32>,
     /// u, rows x narrow, where the network is narrower than the model.
     input: Vec<f32>,
-    /// Rows x width each.
+    /// Rows x width.
     inside: Vec<f32>,
-    active: Vec<f32>,
-    ones: Vec<f32>,
 }
 
 impl SideForward {
@@ -87,15 +85,11 @@ impl SideForward {
         let shape = &network.shape;
         let (hidden, narrow, width) = (shape.hidden(), shape.narrow(), shape.config().width);
         let reduced = if narrow < hidden { BAND * narrow } else { 0 };
-        let mut ones = sealed(BAND * width)?;
-        ones.fill(1.0);
         let band = Band {
             bytes: vec![0; shape.config().format.row_bytes(hidden)],
             taps: sealed(BAND * hidden)?,
             input: sealed(reduced)?,
             inside: sealed(BAND * width)?,
-            active: sealed(BAND * width)?,
-            ones,
         };
         let stream = sealed(rows * narrow)?;
         Ok(Self { rows: Vec::with_capacity(rows), stream, band, network })
@@ -108,17 +102,12 @@ impl SideForward {
         let row = |name: &str, shape: String, numbers: usize, why: &str| {
             Row::new(name, shape, 4 * numbers as u64, "whole run", why)
         };
-        let inside = BAND * (hidden + reduced + 3 * width);
+        let inside = BAND * (hidden + reduced + width);
         vec![
             row("side network", format!("{}", shape.len()), shape.len(), "its numbers"),
             row("side stream", format!("{rows} x {narrow}"), rows * narrow, "what it adds up"),
             row("side tile", format!("{inside}"), inside, "taps and adapters of some rows"),
         ]
-    }
-
-    /// The network.
-    pub fn network(&self) -> &SideNetwork {
-        &self.network
     }
 
     /// Begins a pass of which these rows are wanted, as far as there is room for them: the engine
@@ -129,10 +118,13 @@ impl SideForward {
         self.rows.extend(rows.take(self.stream.len() / narrow));
         self.stream[..self.rows.len() * narrow].fill(0.0);
     }
+}
 
-    fn adapter(&mut self, tap: &TapTensors, stream: MatRef<'_>, kernels: Kernels, pool: &mut Pool) {
+impl Taps for SideForward {
+    fn tap(&mut self, layer: usize, stream: MatRef<'_>, kernels: Kernels, pool: &mut Pool) {
         let Self { network, rows, stream: side, band } = self;
         let shape = &network.shape;
+        let Some(tap) = shape.tap_behind(layer) else { return };
         let (hidden, narrow, config) = (shape.hidden(), shape.narrow(), shape.config());
         let bands = rows.chunks(BAND).zip(side.chunks_mut(BAND * narrow));
         for (rows, side) in bands {
@@ -155,23 +147,12 @@ impl SideForward {
             let inside = MatMut::new(&mut band.inside, count, config.width);
             let down = along(input, network.matrix(&tap.down));
             pool.gemm(kernels, inside, Init::Zero, 1.0, &[down]);
+            let inside = MatMut::new(&mut band.inside, count, config.width);
+            kernels.activate(Activation::Silu, inside);
             let inside = MatRef::new(&band.inside, count, config.width);
-            let ones = MatRef::new(&band.ones, count, config.width);
-            let active = MatMut::new(&mut band.active, count, config.width);
-            kernels.gate(Activation::Silu, inside, ones, active);
-            let active = MatRef::new(&band.active, count, config.width);
             let out = MatMut::new(side, count, narrow);
-            pool.gemm(kernels, out, Init::Keep, 1.0, &[along(active, network.matrix(&tap.up))]);
+            pool.gemm(kernels, out, Init::Keep, 1.0, &[along(inside, network.matrix(&tap.up))]);
         }
-    }
-}
-
-impl Taps for SideForward {
-    fn tap(&mut self, layer: usize, stream: MatRef<'_>, kernels: Kernels, pool: &mut Pool) {
-        let shape = &self.network.shape;
-        let Some(at) = shape.tapped().iter().position(|&tapped| tapped == layer) else { return };
-        let tap = shape.taps()[at].clone();
-        self.adapter(&tap, stream, kernels, pool);
     }
 
     fn join(&mut self, mut stream: MatMut<'_>, kernels: Kernels, pool: &mut Pool) {

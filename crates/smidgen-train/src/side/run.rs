@@ -1,16 +1,16 @@
 //! The device's part of a step of side tuning: forward, taps, and the loss through its own head.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::slice;
+use std::sync::atomic::AtomicBool;
 
-use smidgen_graph::Row;
-use smidgen_kernels::{Kernels, MatMut, MatRef, TapFormat, TapKey, TapRounding};
+use smidgen_kernels::{Kernels, MatMut, MatRef, TapKey, TapRounding};
 use smidgen_runtime::{Engine, Numbers, Pass, Pool, Taps, sealed};
 use smidgen_text::Sequence;
 
 use super::{SideNetwork, SideShape};
-use crate::error::{Error, Result};
-use crate::step::{StepLoss, StepSettings};
+use crate::error::{Error, Result, stop_if};
+use crate::step::{StepLoss, StepSettings, fill};
 
 /// What a link reports when it fails.
 pub type LinkError = Box<dyn std::error::Error + Send + Sync>;
@@ -21,7 +21,7 @@ pub type LinkError = Box<dyn std::error::Error + Send + Sync>;
 /// gradient of each, and ends with an update.
 pub trait SideLink: fmt::Debug + Send {
     /// Gives the taps of a sample: for each tapped layer in order, `rows` rows as
-    /// [`TapFormat::encode`] makes them.
+    /// [`smidgen_kernels::TapFormat::encode`] makes them.
     ///
     /// # Errors
     /// The link's own.
@@ -55,7 +55,6 @@ pub trait SideLink: fmt::Debug + Send {
 /// Side tuning at work on the device.
 #[derive(Debug)]
 pub struct SideRun {
-    shape: SideShape,
     link: Box<dyn SideLink>,
     /// c, once the first step has begun.
     scale: Option<f32>,
@@ -76,34 +75,9 @@ impl SideRun {
         tokens: usize,
         seed: u64,
     ) -> Result<Self> {
-        let taps = TapWriter::new(&shape, tokens, seed);
         let output = sealed(tokens * shape.hidden())?;
-        Ok(Self { shape, link, scale: None, taps, output, factors: Vec::new().into() })
-    }
-
-    /// The plan's lines for it.
-    pub fn plan_rows(shape: &SideShape, tokens: usize) -> Vec<Row> {
-        let (taps, hidden) = (shape.tapped().len(), shape.hidden());
-        let row = shape.config().format.row_bytes(hidden);
-        let life = "whole run";
-        let taps_why = "hidden states on their way to the side network";
-        let output_why = "what the side network adds, and its gradient";
-        vec![
-            Row::new(
-                "taps",
-                format!("{taps} x {tokens} x {row} bytes"),
-                (taps * tokens * row) as u64,
-                life,
-                taps_why,
-            ),
-            Row::new(
-                "side output",
-                format!("{tokens} x {hidden}"),
-                4 * (tokens * hidden) as u64,
-                life,
-                output_why,
-            ),
-        ]
+        let taps = TapWriter::new(shape, tokens, seed);
+        Ok(Self { link, scale: None, taps, output, factors: Vec::new().into() })
     }
 
     /// One step over `sequences`, of which `samples` are the numbers: the same number always stands
@@ -128,10 +102,10 @@ impl SideRun {
             None => self.measure_scale(engine, sequences, pass, cancel)?,
         };
         self.scale = Some(scale);
-        let mut sum = 0.0;
+        let (mut sum, rows) = (0.0, engine.plan().tokens);
         for (sequence, &sample) in sequences.iter().zip(samples) {
             stop_if(cancel)?;
-            fill(pass, sequence);
+            fill(pass, slice::from_ref(sequence), 0, rows);
             if sequence.target_count() == 0 {
                 continue;
             }
@@ -143,17 +117,17 @@ impl SideRun {
         Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens })
     }
 
-    /// The network as it is.
+    /// The network as it is; c is 1 before the first step.
     ///
     /// # Errors
-    /// Those of the link; no step was begun yet.
+    /// Those of the link.
     pub fn network(&mut self) -> Result<SideNetwork> {
         let numbers = self.link.numbers().map_err(Error::Link)?;
-        if numbers.len() != self.shape.len() {
-            let what = format!("{} numbers where {} are due", numbers.len(), self.shape.len());
+        if numbers.len() != self.taps.shape.len() {
+            let what = format!("{} numbers where {} are due", numbers.len(), self.taps.shape.len());
             return Err(Error::Link(what.into()));
         }
-        Ok(SideNetwork::new(self.shape.clone(), self.scale.unwrap_or(1.0), numbers))
+        Ok(SideNetwork::new(self.taps.shape.clone(), self.scale.unwrap_or(1.0), numbers))
     }
 
     /// Root mean square of the last hidden state over all wanted positions.
@@ -164,11 +138,11 @@ impl SideRun {
         pass: &mut Pass,
         cancel: &AtomicBool,
     ) -> Result<f32> {
-        let hidden = self.shape.hidden();
-        let (mut squares, mut count) = (0.0, 0);
+        let hidden = self.taps.shape.hidden();
+        let (mut squares, mut count, rows) = (0.0, 0, engine.plan().tokens);
         for sequence in sequences {
             stop_if(cancel)?;
-            fill(pass, sequence);
+            fill(pass, slice::from_ref(sequence), 0, rows);
             self.taps.begin(pass, None);
             engine.forward(pass, &mut self.factors, &mut self.taps)?;
             let stream = engine.stream_mut(pass.rows());
@@ -184,12 +158,12 @@ impl SideRun {
 
     /// Loss of the sample in `pass`, and its gradient given to the link.
     fn sample(&mut self, engine: &mut Engine, sample: u64, scale: f32, pass: &Pass) -> Result<f64> {
-        let hidden = self.shape.hidden();
+        let hidden = self.taps.shape.hidden();
         self.taps.begin(pass, Some(sample));
         engine.forward(pass, &mut self.factors, &mut self.taps)?;
         let rows = &self.taps.rows;
         let output = &mut self.output[..rows.len() * hidden];
-        self.link.taps(sample, rows.len(), self.taps.bytes()).map_err(Error::Link)?;
+        self.link.taps(sample, rows.len(), &self.taps.bytes).map_err(Error::Link)?;
         self.link.output(sample, output).map_err(Error::Link)?;
         let kernels = engine.kernels();
         let stream = engine.stream_mut(pass.rows());
@@ -208,23 +182,10 @@ impl SideRun {
     }
 }
 
-fn stop_if(cancel: &AtomicBool) -> Result<()> {
-    match cancel.load(Ordering::Relaxed) {
-        true => Err(smidgen_runtime::Error::Cancelled.into()),
-        false => Ok(()),
-    }
-}
-
-fn fill(pass: &mut Pass, sequence: &Sequence) {
-    pass.clear();
-    pass.push(&sequence.ids, &sequence.targets, 0);
-}
-
 /// Writes the taps of a sample's positions that have a target.
 #[derive(Debug)]
 struct TapWriter {
-    format: TapFormat,
-    tapped: Vec<usize>,
+    shape: SideShape,
     seed: u64,
     /// None where taps are only counted.
     sample: Option<u64>,
@@ -233,37 +194,34 @@ struct TapWriter {
 }
 
 impl TapWriter {
-    fn new(shape: &SideShape, tokens: usize, seed: u64) -> Self {
-        let format = shape.config().format;
-        let (tapped, row) = (shape.tapped().to_vec(), format.row_bytes(shape.hidden()));
-        let bytes = Vec::with_capacity(tapped.len() * tokens * row);
-        Self { format, tapped, seed, sample: None, rows: Vec::with_capacity(tokens), bytes }
+    fn new(shape: SideShape, tokens: usize, seed: u64) -> Self {
+        let row = shape.config().format.row_bytes(shape.hidden());
+        let bytes = Vec::with_capacity(shape.tapped().len() * tokens * row);
+        Self { shape, seed, sample: None, rows: Vec::with_capacity(tokens), bytes }
     }
 
     fn begin(&mut self, pass: &Pass, sample: Option<u64>) {
         self.sample = sample;
         self.bytes.clear();
         self.rows.clear();
-        let wanted = pass.targets.iter().enumerate().filter(|(_, target)| target.is_some());
-        self.rows.extend(wanted.map(|(row, _)| row));
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.rows.extend(pass.target_rows());
     }
 }
 
 impl Taps for TapWriter {
     fn tap(&mut self, layer: usize, stream: MatRef<'_>, _: Kernels, _: &mut Pool) {
-        let Some(sample) = self.sample.filter(|_| self.tapped.contains(&layer)) else { return };
-        let row_bytes = self.format.row_bytes(stream.cols());
+        let Some(sample) = self.sample.filter(|_| self.shape.tapped().contains(&layer)) else {
+            return;
+        };
+        let format = self.shape.config().format;
+        let row_bytes = format.row_bytes(stream.cols());
         for &row in &self.rows {
             let (layer, position) = (layer as u16, row as u32);
             let key = TapKey { seed: self.seed, sample, layer, position };
             let start = self.bytes.len();
             self.bytes.resize(start + row_bytes, 0);
             let bytes = &mut self.bytes[start..];
-            self.format.encode(TapRounding::Stochastic(key), stream.row(row), bytes);
+            format.encode(TapRounding::Stochastic(key), stream.row(row), bytes);
         }
     }
 

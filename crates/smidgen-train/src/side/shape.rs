@@ -114,8 +114,9 @@ impl SideShape {
         taps.chain(&self.expand)
     }
 
-    pub(super) fn taps(&self) -> &[TapTensors] {
-        &self.taps
+    /// What the layer has, if it is tapped.
+    pub(super) fn tap_behind(&self, layer: usize) -> Option<&TapTensors> {
+        Some(&self.taps[self.tapped.iter().position(|&tapped| tapped == layer)?])
     }
 
     pub(super) fn expand(&self) -> Option<&SideTensor> {

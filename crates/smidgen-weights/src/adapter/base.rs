@@ -30,11 +30,7 @@ impl BaseModel {
         json::read_optional(&record(folder.as_ref()))
     }
 
-    /// Writes the record into an adapter's folder, in place of what was there.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let path = record(folder);
         let within = folder.join("smidgen");
         std::fs::create_dir_all(&within).map_err(|source| Error::io("create", &within, source))?;

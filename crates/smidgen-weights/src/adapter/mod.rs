@@ -13,7 +13,7 @@ pub use base::BaseModel;
 pub use config::{AdapterConfig, TargetModules};
 pub use read::Adapter;
 pub use rows::{gguf_row, gguf_rows_to_hf, hf_row, hf_rows_to_gguf};
-pub use write::AdapterWriter;
+pub use write::{AdapterWriter, put_in_place};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";

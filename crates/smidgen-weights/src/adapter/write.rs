@@ -100,16 +100,31 @@ impl AdapterWriter {
     /// If a matrix was not written.
     pub fn finish(self) -> Result<()> {
         assert!(self.missing.is_empty(), "not written: {:?}", self.missing.keys());
-        // Another adapter's settings never stand beside these weights, not even for a moment.
-        let config = self.folder.join(CONFIG_FILE);
-        if std::fs::read(&config).is_ok_and(|old| old != self.config) {
-            std::fs::remove_file(&config)
-                .map_err(|source| Error::io("replace", &config, source))?;
-        }
-        self.base.write(&self.folder)?;
-        self.weights.commit()?;
-        replace_file(&config, &self.config)
+        let Self { folder, config, base, weights, .. } = self;
+        put_in_place(&folder, CONFIG_FILE, &config, &base, || weights.commit())
     }
+}
+
+/// Ends the writing of a folder of settings, in the file `name`, and of weights, which `weights`
+/// puts into place: each file is replaced whole or not at all, the settings last. Another one's
+/// settings never stand beside these weights, not even for a moment.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn put_in_place(
+    folder: &Path,
+    name: &str,
+    settings: &[u8],
+    base: &BaseModel,
+    weights: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let path = folder.join(name);
+    if std::fs::read(&path).is_ok_and(|old| old != settings) {
+        std::fs::remove_file(&path).map_err(|source| Error::io("replace", &path, source))?;
+    }
+    base.write(folder)?;
+    weights()?;
+    replace_file(&path, settings)
 }
 
 /// Puts a file with this content in the place of what was there, or leaves that as it was.
