@@ -32,3 +32,9 @@ pub enum Error {
         what: &'static str,
     },
 }
+
+impl From<Error> for smidgen_train::LinkError {
+    fn from(error: Error) -> Self {
+        Self::failed(error)
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use smidgen_train::{LinkError, SideLink};
+use smidgen_train::{LinkError, SideLink, SideSample};
 
 use crate::error::{Error, Result};
 use crate::trainer::SideTrainer;
@@ -11,13 +11,21 @@ use crate::trainer::SideTrainer;
 #[derive(Debug)]
 pub struct LocalLink {
     trainer: SideTrainer,
-    outputs: BTreeMap<u64, Vec<f32>>,
+    confirmed: u64,
+    /// Samples of the steps under way, by step and place.
+    samples: BTreeMap<(u64, usize), Taps>,
+}
+
+#[derive(Debug)]
+struct Taps {
+    rows: usize,
+    bytes: Vec<u8>,
 }
 
 impl LocalLink {
     /// A link to `trainer`.
     pub fn new(trainer: SideTrainer) -> Self {
-        Self { trainer, outputs: BTreeMap::new() }
+        Self { trainer, confirmed: 0, samples: BTreeMap::new() }
     }
 
     /// What trains the network.
@@ -27,14 +35,28 @@ impl LocalLink {
 }
 
 impl SideLink for LocalLink {
-    fn taps(&mut self, sample: u64, rows: usize, bytes: &[u8]) -> Result<(), LinkError> {
-        let output = self.trainer.forward(sample, rows, bytes)?;
-        self.outputs.insert(sample, output);
+    fn confirmed(&mut self) -> Result<u64, LinkError> {
+        Ok(self.confirmed)
+    }
+
+    fn begin(&mut self, step: u64, samples: &[SideSample]) -> Result<Vec<bool>, LinkError> {
+        for (place, sample) in samples.iter().enumerate() {
+            let taps = Taps { rows: sample.rows, bytes: Vec::new() };
+            self.samples.insert((step, place), taps);
+        }
+        Ok(vec![true; samples.len()])
+    }
+
+    fn taps(&mut self, step: u64, place: usize, bytes: &[u8]) -> Result<(), LinkError> {
+        let taps = self.samples.get_mut(&(step, place));
+        taps.ok_or(Error::NoOutput { sample: place as u64 })?.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn output(&mut self, sample: u64, output: &mut [f32]) -> Result<(), LinkError> {
-        let found = self.outputs.remove(&sample).ok_or(Error::NoOutput { sample })?;
+    fn output(&mut self, step: u64, place: usize, output: &mut [f32]) -> Result<(), LinkError> {
+        let sample = place as u64;
+        let taps = self.samples.remove(&(step, place)).ok_or(Error::NoOutput { sample })?;
+        let found = self.trainer.forward(sample, taps.rows, &taps.bytes)?;
         if found.len() != output.len() {
             let (found, expected) = (found.len(), output.len());
             return Err(Error::Size { what: "numbers of an output", found, expected }.into());
@@ -43,15 +65,22 @@ impl SideLink for LocalLink {
         Ok(())
     }
 
-    fn gradient(&mut self, sample: u64, gradient: &[f32]) -> Result<(), LinkError> {
-        Ok(self.trainer.backward(sample, gradient)?)
+    fn gradient(&mut self, _: u64, place: usize, gradient: &[f32]) -> Result<(), LinkError> {
+        Ok(self.trainer.backward(place as u64, gradient)?)
     }
 
-    fn update(&mut self, _: u64, rate: f64) -> Result<(), LinkError> {
-        Ok(self.trainer.update(rate)?)
+    fn update(&mut self, step: u64, rate: f64) -> Result<(), LinkError> {
+        self.trainer.update(rate)?;
+        self.confirmed = step;
+        Ok(())
     }
 
-    fn numbers(&mut self) -> Result<Vec<f32>, LinkError> {
-        Ok(self.trainer.network(1.0)?.numbers().to_vec())
+    fn confirm(&mut self, _: u64) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    fn numbers(&mut self, take: &mut dyn FnMut(&[f32])) -> Result<(), LinkError> {
+        take(self.trainer.network(1.0)?.numbers());
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 
 #[path = "../../smidgen-train/tests/common/mod.rs"]
 mod common;
+mod side;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -14,13 +15,13 @@ use common::{
     FAMILIES, Model, Run, golden_batches, golden_json, golden_model, norm, repository, safetensors,
 };
 use serde_json::Value;
+use side::TOKENS;
 use smidgen_graph::{Backward, Budget, LoraSpec};
 use smidgen_remote::{LocalLink, SideTrainer};
-use smidgen_runtime::{Engine, Pass};
-use smidgen_train::step::StepSettings;
+use smidgen_runtime::Engine;
 use smidgen_train::{
     Evaluator, LinkError, Sequence, SideConfig, SideGate, SideLink, SideNetwork, SideRun,
-    SideShape, TapFormat,
+    SideSample, SideShape, TapFormat,
 };
 
 const CASES: [&str; 4] = ["sum", "ladder", "narrow", "narrow_ladder"];
@@ -29,8 +30,6 @@ const CASES: [&str; 4] = ["sum", "ladder", "narrow", "narrow_ladder"];
 const LOSSES: f64 = 2e-4;
 /// Of a tensor's gradient, relative to its norm; the same holds.
 const GRADIENTS: f64 = 2e-3;
-/// Rows of the longest sequence.
-const TOKENS: usize = 32;
 /// Every so manieth number of a tensor stands in the golden file.
 const STRIDE: usize = 17;
 
@@ -42,27 +41,39 @@ struct Watched {
 }
 
 impl SideLink for Watched {
-    fn taps(&mut self, sample: u64, rows: usize, bytes: &[u8]) -> Result<(), LinkError> {
-        self.link.taps(sample, rows, bytes)
+    fn confirmed(&mut self) -> Result<u64, LinkError> {
+        self.link.confirmed()
     }
 
-    fn output(&mut self, sample: u64, output: &mut [f32]) -> Result<(), LinkError> {
-        self.link.output(sample, output)
+    fn begin(&mut self, step: u64, samples: &[SideSample]) -> Result<Vec<bool>, LinkError> {
+        self.link.begin(step, samples)
     }
 
-    fn gradient(&mut self, sample: u64, gradient: &[f32]) -> Result<(), LinkError> {
-        self.link.gradient(sample, gradient)
+    fn taps(&mut self, step: u64, place: usize, bytes: &[u8]) -> Result<(), LinkError> {
+        self.link.taps(step, place, bytes)
     }
 
-    fn update(&mut self, number: u64, rate: f64) -> Result<(), LinkError> {
-        if number == 1 {
+    fn output(&mut self, step: u64, place: usize, output: &mut [f32]) -> Result<(), LinkError> {
+        self.link.output(step, place, output)
+    }
+
+    fn gradient(&mut self, step: u64, place: usize, gradient: &[f32]) -> Result<(), LinkError> {
+        self.link.gradient(step, place, gradient)
+    }
+
+    fn update(&mut self, step: u64, rate: f64) -> Result<(), LinkError> {
+        if step == 1 {
             *self.first.lock().expect("no panic") = self.link.trainer().gradients()?;
         }
-        self.link.update(number, rate)
+        self.link.update(step, rate)
     }
 
-    fn numbers(&mut self) -> Result<Vec<f32>, LinkError> {
-        self.link.numbers()
+    fn confirm(&mut self, step: u64) -> Result<(), LinkError> {
+        self.link.confirm(step)
+    }
+
+    fn numbers(&mut self, take: &mut dyn FnMut(&[f32])) -> Result<(), LinkError> {
+        self.link.numbers(take)
     }
 }
 
@@ -116,23 +127,15 @@ impl Case {
         self.model.engine(&Run { backward: Backward::Head, threads, budget, ..run })
     }
 
-    /// Losses before each of ten steps.
+    /// Losses before each of ten steps, of eleven.
     fn train(&self, engine: &mut Engine, run: &mut SideRun) -> Vec<f64> {
         let rate = self.json["lr"].as_f64().expect("a rate");
-        let (mut pass, cancel) = (Pass::default(), AtomicBool::new(false));
-        let mut step = |number: u64| {
-            let batch = &self.batches[(number - 1) as usize % self.batches.len()];
-            let samples: Vec<u64> = (0..batch.len() as u64).collect();
-            let settings = StepSettings { number, rate, clip: None, seed: 0 };
-            let done = run.step(engine, batch, &samples, &settings, &mut pass, &cancel);
-            done.expect("a step").loss
-        };
-        (1..=10).map(&mut step).collect()
+        side::train(engine, run, &self.batches, 1..=10, 11, rate)
     }
-}
 
-fn run(case: &Case, link: impl SideLink + 'static) -> SideRun {
-    SideRun::new(case.shape.clone(), Box::new(link), TOKENS, 0).expect("a run")
+    fn run(&self, link: impl SideLink + 'static) -> SideRun {
+        side::run(&self.shape, link, 1, None)
+    }
 }
 
 #[test]
@@ -143,7 +146,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
             let case = Case::open(family, name);
             let first = Arc::new(Mutex::new(Vec::new()));
             let watched = Watched { link: case.link(), first: Arc::clone(&first) };
-            let mut run = run(&case, watched);
+            let mut run = case.run(watched);
             let losses = case.train(&mut case.engine(1, Budget::Unlimited), &mut run);
             let expected = case.json["losses"].as_array().expect("losses").iter();
             for (loss, expected) in losses.iter().zip(expected) {
@@ -176,7 +179,7 @@ fn the_device_computes_the_network_that_was_trained() {
         for name in CASES {
             let case = Case::open(family, name);
             let mut engine = case.engine(2, Budget::Least);
-            let mut run = run(&case, case.link());
+            let mut run = case.run(case.link());
             let losses = case.train(&mut engine, &mut run);
             let network = run.network().expect("the network");
             // What the next step will say before it moves anything.
@@ -187,13 +190,9 @@ fn the_device_computes_the_network_that_was_trained() {
                 Evaluator::new(base, network, TOKENS, TOKENS, 2, Budget::Least).expect("a plan");
             let scored = evaluator.evaluate(&data, &AtomicBool::new(false), &mut |_, _| {});
             let scored = scored.expect("losses").loss;
-            let next = {
-                let settings = StepSettings { number: 11, rate: 0.0, clip: None, seed: 0 };
-                let samples: Vec<u64> = (0..batch.len() as u64).collect();
-                let (mut pass, cancel) = (Pass::default(), AtomicBool::new(false));
-                let done = run.step(&mut engine, batch, &samples, &settings, &mut pass, &cancel);
-                done.expect("a step").loss
-            };
+            // Batches come in turn, and this one is not the first's turn.
+            let steps = std::slice::from_ref(batch);
+            let next = side::train(&mut engine, &mut run, steps, 11..=11, 11, 0.0)[0];
             let error = (scored - next).abs();
             assert!(error < 1e-5, "{family} {name}: {next} after {losses:?}, {error:e}");
         }
@@ -201,13 +200,18 @@ fn the_device_computes_the_network_that_was_trained() {
 }
 
 #[test]
-fn losses_depend_on_neither_threads_nor_budget() {
+fn losses_depend_on_neither_threads_nor_budget_nor_window_nor_what_is_kept() {
     let case = Case::open("qwen2", "sum");
-    let ways = [(1, Budget::Unlimited), (3, Budget::Unlimited), (2, Budget::Least)];
-    let losses = ways.map(|(threads, budget)| {
-        let mut run = run(&case, case.link());
+    let place = tempfile::tempdir().expect("a folder");
+    let ways = [
+        (1, Budget::Unlimited, 0, None),
+        (3, Budget::Unlimited, 1, Some(place.path())),
+        (2, Budget::Least, 3, None),
+        (1, Budget::Least, 30, Some(place.path())),
+    ];
+    let losses = ways.map(|(threads, budget, window, folder)| {
+        let mut run = side::run(&case.shape, case.link(), window, folder);
         case.train(&mut case.engine(threads, budget), &mut run)
     });
-    assert_eq!(losses[0], losses[1]);
-    assert_eq!(losses[0], losses[2]);
+    assert!(losses.iter().all(|found| *found == losses[0]), "{losses:?}");
 }

@@ -3,6 +3,7 @@
 
 #[path = "../../smidgen-train/tests/common/mod.rs"]
 mod common;
+mod side;
 
 use std::fs;
 use std::path::Path;
@@ -11,17 +12,13 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use common::runs::dataset;
 use common::{FAMILIES, Model, Run, golden_batches, golden_json, golden_model, random};
+use side::TOKENS;
 use smidgen_graph::{Backward, Budget, LoraSpec};
 use smidgen_remote::{LocalLink, SideTrainer};
-use smidgen_runtime::Pass;
-use smidgen_train::step::StepSettings;
 use smidgen_train::{
-    Adapter, Evaluator, GenerateConfig, LoraConfig, Sequence, SideConfig, SideNetwork, SideRun,
-    SideShape, TapFormat, Tuning,
+    Adapter, Evaluator, GenerateConfig, LoraConfig, Sequence, SideConfig, SideNetwork, SideShape,
+    TapFormat, Tuning,
 };
-
-/// Rows of the longest sequence.
-const TOKENS: usize = 32;
 
 fn shape(model: &Model, format: TapFormat) -> SideShape {
     let config = SideConfig { width: 6, format, ..SideConfig::usual(model.info.layers) };
@@ -33,20 +30,13 @@ fn trained(model: &Model, format: TapFormat, batch: &[Sequence]) -> (SideNetwork
     let shape = shape(model, format);
     let start = SideNetwork::new(shape.clone(), 1.0, shape.start(3));
     let trainer = SideTrainer::new(&start, 0.01, Device::Cpu).expect("a trainer");
-    let link = Box::new(LocalLink::new(trainer));
-    let mut run = SideRun::new(shape, link, TOKENS, 5).expect("a run");
+    let mut run = side::run(&shape, LocalLink::new(trainer), 1, None);
     let lora = LoraSpec { rank: 0, scale: 0.0, dropout: 0.0, modules: Vec::new() };
     let engine = Run::new(lora, model.info.layers, TOKENS);
     let mut engine = model.engine(&Run { backward: Backward::Head, ..engine });
-    let samples: Vec<u64> = (0..batch.len() as u64).collect();
-    let (mut pass, cancel) = (Pass::default(), AtomicBool::new(false));
-    let mut step = |number: u64, rate: f64| {
-        let settings = StepSettings { number, rate, clip: None, seed: 0 };
-        run.step(&mut engine, batch, &samples, &settings, &mut pass, &cancel).expect("a step").loss
-    };
-    let first = step(1, 3e-2);
-    (2..=8).for_each(|number| _ = step(number, 3e-2));
-    let last = step(9, 0.0);
+    let batches = [batch.to_vec()];
+    let first = side::train(&mut engine, &mut run, &batches, 1..=8, 9, 3e-2)[0];
+    let last = side::train(&mut engine, &mut run, &batches, 9..=9, 9, 0.0)[0];
     assert!(last < first - 0.3, "{first} to {last}");
     (run.network().expect("the network"), last)
 }

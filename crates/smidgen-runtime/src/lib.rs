@@ -31,6 +31,6 @@ pub use numbers::{Factors, Numbers};
 pub use pass::{Dropout, Pass, Segment, SegmentLoss};
 pub use pool::Pool;
 pub use rates::measure_rates;
-pub use spool::SpoolFormat;
+pub use spool::{Spool, SpoolFormat};
 pub use taps::Taps;
 pub use weights::ModelWeights;

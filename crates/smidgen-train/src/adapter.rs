@@ -230,6 +230,11 @@ impl AdapterStart {
         Ok((Self { shape, from: Origin::Folder(folder.to_owned(), file) }, notes))
     }
 
+    /// No adapter at all.
+    pub(crate) fn none(base: &Base) -> Self {
+        Self { shape: AdapterShape::none(base), from: Origin::Uniform(0) }
+    }
+
     /// What kind of adapter it will be.
     pub fn shape(&self) -> &AdapterShape {
         &self.shape

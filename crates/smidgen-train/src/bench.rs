@@ -153,7 +153,7 @@ pub fn bench(
     check_method(base, &config, start.shape())?;
     let size = DataSize { sequences: 1, longest: case.tokens, samples: 1 };
     let run = settings_of(base, &config, case.tokens);
-    let request = request(base, start.shape(), &config, size, 0, &run, process);
+    let request = request(base, start.shape(), &config, size, 0, &run, process)?;
     let plan = plan_or_remedies(base, &request)?;
     let planned_bytes = plan.peak_bytes;
     let weights = Arc::clone(&base.weights);

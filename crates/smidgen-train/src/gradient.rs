@@ -35,7 +35,7 @@ pub fn gradient(
     let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
     let size = DataSize { sequences: sequences.len(), longest, samples: 1 };
     let settings = settings(base, &config, longest);
-    let mut request = request(base, adapter.shape(), &config, size, 0, &settings, process_row());
+    let mut request = request(base, adapter.shape(), &config, size, 0, &settings, process_row())?;
     (request.gradients, request.optimizer_state) = (Gradients::Whole, vec![]);
     let plan = Arc::new(plan_or_remedies(base, &request)?);
     let model = base.blocks.as_ref();

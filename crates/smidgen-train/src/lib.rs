@@ -44,7 +44,7 @@ pub use evaluate::{Evaluation, Evaluator};
 pub use generate::{Conversation, GenerateConfig};
 pub use gradient::{DirectionCosines, cosine, direction_cosines, gradient};
 pub use loftq::{LoftqOverBudget, LoftqReport, LoftqTensor};
-pub use method::{LayerOrder, Lcsb, Method};
+pub use method::{LayerOrder, Lcsb, Method, Side};
 pub use mezo::{Mezo, Projection};
 pub use optimizer::{Optimizer, OptimizerConfig, StateFormat};
 pub use planning::{curve_ahead, fits_ahead, measure_rates, plan_ahead};
@@ -52,9 +52,10 @@ pub use prepare::{PrepareOverBudget, PrepareReport, plan_prepare, prepare};
 pub use replay::replay;
 pub use run::{History, RunFolder, StepGroup};
 pub use schedule::{Schedule, Shape};
-pub use session::{Flow, Outcome, Planned, Session, StepReport};
+pub use session::{Flow, Outcome, Planned, Session, SideStart, StepReport};
 pub use side::{
-    LinkError, SideConfig, SideGate, SideLink, SideNetwork, SideRun, SideShape, SideTensor,
+    DeviceSecret, LinkError, SampleKey, SessionName, SideConfig, SideGate, SideLink, SideNetwork,
+    SidePace, SideRun, SideSample, SideSamples, SideShape, SideSize, SideTensor,
 };
 
 pub use train_config::{Length, MemoryBudget, TrainConfig};

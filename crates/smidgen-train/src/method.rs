@@ -11,8 +11,10 @@ use smidgen_text::{Order, Sequence};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::mezo::{Mezo, MezoRun, Projection};
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::side::{SideConfig, SidePace};
 use crate::step::{StepLoss, StepSettings, step};
+use crate::train_config::TrainConfig;
 
 /// How a step finds its direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -25,6 +27,18 @@ pub enum Method {
     Lcsb(Lcsb),
     /// By two forward passes and no gradient.
     Mezo(Mezo),
+    /// By the gradient of a network beside the model, which another machine may train: MobiLLM
+    /// (arXiv 2502.20421). There is no adapter.
+    Side(Side),
+}
+
+/// Side tuning: which network, and how the run goes on. The pace changes no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// The network.
+    pub network: SideConfig,
+    /// How the run goes on.
+    pub pace: SidePace,
 }
 
 /// Layer-cyclic selective backpropagation, LCSB (arXiv 2602.13073): a step walks back through some
@@ -53,7 +67,7 @@ impl Method {
     /// Forward passes over a step's sequences, for each that the exact step takes.
     pub(crate) fn passes(&self) -> usize {
         match self {
-            Self::Exact | Self::Lcsb(_) => 1,
+            Self::Exact | Self::Lcsb(_) | Self::Side(_) => 1,
             Self::Mezo(mezo) => 2 * mezo.samples,
         }
     }
@@ -62,7 +76,7 @@ impl Method {
     pub(crate) fn walked_back(&self, layers: usize) -> f64 {
         match self {
             Self::Lcsb(lcsb) => lcsb.layers_per_step as f64 / layers.max(1) as f64,
-            Self::Exact | Self::Mezo(_) => 1.0,
+            Self::Exact | Self::Mezo(_) | Self::Side(_) => 1.0,
         }
     }
 
@@ -71,6 +85,7 @@ impl Method {
         match self {
             Self::Exact | Self::Lcsb(_) => Backward::Layers,
             Self::Mezo(_) => Backward::Nothing,
+            Self::Side(_) => Backward::Head,
         }
     }
 }
@@ -89,11 +104,15 @@ impl fmt::Display for Method {
             }
             Self::Mezo(Mezo { eps, samples: 1 }) => write!(f, "mezo (eps {eps})"),
             Self::Mezo(Mezo { eps, samples }) => write!(f, "mezo (eps {eps}, {samples} samples)"),
+            Self::Side(side) => write!(f, "side ({})", side.network),
         }
     }
 }
 
-/// A method at work: all that it has beside the adapter.
+/// What to say where a side network would be trained without a link.
+pub(crate) const NO_LINK: &str = "--method side trains on a server; name one with --server URL";
+
+/// How an adapter's method works: all that it has beside the adapter.
 #[derive(Debug)]
 pub(crate) struct Stepper {
     lcsb: Option<Lcsb>,
@@ -113,6 +132,7 @@ impl Stepper {
             Method::Exact => (None, None),
             Method::Lcsb(lcsb) => (Some(lcsb), None),
             Method::Mezo(mezo) => (None, Some(MezoRun::new(mezo, decay, adapter)?)),
+            Method::Side(_) => return Err(Error::setting(NO_LINK)),
         };
         Ok(Self { lcsb, mezo, optimizer })
     }
@@ -148,6 +168,27 @@ impl Stepper {
     /// The optimiser, whose state is saved.
     pub fn optimizer(&mut self) -> &mut Optimizer {
         &mut self.optimizer
+    }
+}
+
+impl Side {
+    /// Refuses what can't go with it: there is no adapter, and the trainer has its own AdamW.
+    pub(crate) fn check(self, config: &TrainConfig) -> Result<()> {
+        let adamw = OptimizerConfig::adamw(config.optimizer.weight_decay());
+        let wrong = [
+            (config.optimizer != adamw, "takes --optimizer adamw with its usual constants"),
+            (config.clip.is_some(), "knows no --max-grad-norm"),
+            (config.loraplus_ratio != 1.0, "has no B for --loraplus-ratio"),
+            (
+                config.init_adapter.is_some(),
+                "starts no --init-adapter: it trains a network beside the model",
+            ),
+            (self.pace.window > 64, "takes up to 64 steps ahead"),
+        ];
+        match wrong.iter().find(|(is_so, _)| *is_so) {
+            Some((_, what)) => Err(Error::setting(format!("--method side {what}"))),
+            None => Ok(()),
+        }
     }
 }
 

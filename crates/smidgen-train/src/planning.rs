@@ -14,7 +14,9 @@ use crate::adapter::{AdapterNote, AdapterShape, AdapterStart, InitLoraWeights};
 use crate::base::Base;
 use crate::error::Result;
 use crate::loftq::Loftq;
-use crate::train_config::{TrainConfig, check_method};
+use crate::method::{Method, Side};
+use crate::side::{SideRun, SideShape, SideSize};
+use crate::train_config::{Length, TrainConfig, check_method};
 
 /// What of a dataset decides the memory of a run.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +96,7 @@ fn ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Request> {
     let samples = if config.pack { (longest / SHORTEST).max(1) } else { 1 };
     let size = DataSize { sequences: config.sequences(), longest, samples };
     let settings = settings(base, config, longest);
-    Ok(request(base, start.shape(), config, size, 0, &settings, process))
+    request(base, start.shape(), config, size, 0, &settings, process)
 }
 
 /// What a run starts from, and what is worth telling about it.
@@ -102,6 +104,11 @@ pub(crate) fn adapter_start(
     base: &Base,
     config: &TrainConfig,
 ) -> Result<(AdapterStart, Vec<AdapterNote>)> {
+    if let Method::Side(side) = config.method {
+        // Said before what the adapter would have to say.
+        side.check(config)?;
+        return Ok((AdapterStart::none(base), vec![]));
+    }
     let new = match (&config.init_adapter, &config.init_lora_weights) {
         (Some(folder), _) => return AdapterStart::folder(base, folder),
         (None, InitLoraWeights::Gaussian) => AdapterStart::gaussian,
@@ -147,7 +154,7 @@ pub(crate) fn request(
     longest_evaluation: usize,
     settings: &Settings,
     process: Row,
-) -> Request {
+) -> Result<Request> {
     let tokens = data.tokens(longest_evaluation);
     let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, settings, tokens);
     let held = config.sequences().min(data.sequences);
@@ -159,6 +166,12 @@ pub(crate) fn request(
         "whole run",
         "ids, masks and the order of an epoch",
     ));
+    if let Method::Side(side) = config.method {
+        let (shape, size) = side_of(base, side, config, data)?;
+        let (file, evaluates) = (config.spool.is_some(), longest_evaluation > 0);
+        let sizes = (size, side.pace);
+        fixed.extend(SideRun::plan_rows(&shape, sizes, tokens, file, evaluates));
+    }
     let permutes = SITES.iter().any(|site| base.info.permutation(*site).is_some());
     let copies = if permutes { 2 } else { 1 };
     let (turned, factors) = (copies * adapter.largest_b(), adapter.factors().count());
@@ -193,7 +206,7 @@ pub(crate) fn request(
     if let Budget::AtMost(bytes) = budget {
         settings.meter.set_budget(Some(bytes));
     }
-    Request {
+    Ok(Request {
         tokens,
         lora: adapter.spec().clone(),
         first_trained: adapter.first_layer(),
@@ -209,7 +222,25 @@ pub(crate) fn request(
         rates: config.rates,
         fixed,
         weights: base.weights.pages(),
-    }
+    })
+}
+
+/// A side network's tensors, and how much a run of it takes in at once.
+pub(crate) fn side_of(
+    base: &Base,
+    side: Side,
+    config: &TrainConfig,
+    data: DataSize,
+) -> Result<(SideShape, SideSize)> {
+    let shape = SideShape::new(side.network, base.info.layers, base.info.hidden)?;
+    let held = config.sequences().min(data.sequences);
+    // A run of one epoch sees no sample twice.
+    let comes_again = match config.length {
+        Length::Epochs(epochs) => epochs > 1,
+        Length::Iters(steps) => steps > data.sequences.div_ceil(config.sequences()) as u64,
+    };
+    let samples = if comes_again { data.sequences * data.samples } else { 0 };
+    Ok((shape, SideSize { tokens: data.longest, step_tokens: held * data.longest, samples }))
 }
 
 /// Bytes of a sequence that is held beside its ids and its mask: two vectors and their blocks'

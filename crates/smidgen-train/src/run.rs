@@ -173,6 +173,16 @@ impl RunFolder {
         self.own().join("mezo.jsonl")
     }
 
+    /// Where the name of a run of side tuning with its trainer goes.
+    pub fn session(&self) -> PathBuf {
+        self.own().join("side.session")
+    }
+
+    /// Where the secret of a run of side tuning goes that shares it with no other run.
+    pub fn secret(&self) -> PathBuf {
+        self.own().join("side.secret")
+    }
+
     /// Appends the last step of `session`, which it reported as `r`.
     ///
     /// # Errors

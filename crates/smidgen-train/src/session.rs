@@ -1,5 +1,6 @@
 //! A run: planned, started, stepped, paused, saved.
 
+mod batches;
 mod planned;
 
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use smidgen_graph::plan::Plan;
 use smidgen_runtime::memory::{Meter, RunPhase};
 use smidgen_runtime::{Engine, Pass, Settings};
-use smidgen_text::{Dataset, Order, Packs, Sequence};
+use smidgen_text::{Dataset, Sequence};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
@@ -21,12 +22,14 @@ use crate::method::Stepper;
 use crate::mezo::{Descent, Projection};
 use crate::replay::Beginning;
 use crate::schedule::Schedule;
+use crate::side::{SideForward, SideRun, SideSamples};
 use crate::state::{Record, StateWriter};
 use crate::step::StepSettings;
 use crate::train_config::TrainConfig;
 
-pub use planned::Planned;
+use batches::Batches;
 pub(crate) use planned::trainable;
+pub use planned::{Planned, SideStart};
 
 /// What the caller wants after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,18 +77,13 @@ pub struct StepReport {
 #[derive(Debug)]
 pub struct Session {
     base: Base,
-    data: Dataset,
-    packs: Option<Packs>,
+    batches: Batches,
     config: TrainConfig,
-    adapter: Adapter,
-    stepper: Stepper,
-    order: Order,
+    trained: Trained,
     plan: Arc<Plan>,
     settings: Settings,
     /// None while the memory is given back.
     engine: Option<Engine>,
-    /// The current epoch's order.
-    epoch: Vec<u32>,
     sequences: Vec<Sequence>,
     pass: Pass,
     /// What the history of a MeZO run begins with; none for other methods.
@@ -93,6 +91,25 @@ pub struct Session {
     /// What is saved beside the numbers; the steps done among it.
     record: Record,
     loftq: Option<LoftqReport>,
+}
+
+/// What a run trains, and how.
+#[derive(Debug)]
+enum Trained {
+    /// An adapter in the model.
+    Lora { adapter: Adapter, stepper: Stepper },
+    /// A network beside it.
+    Side(SideRun),
+}
+
+impl SideSamples for Batches {
+    fn samples(&mut self, number: u64, samples: &mut Vec<u32>) {
+        Batches::samples(self, number, samples);
+    }
+
+    fn read(&mut self, sample: u32, sequence: &mut Sequence) -> Result<()> {
+        Ok(self.data().read(sample as usize, sequence)?)
+    }
 }
 
 impl Session {
@@ -126,7 +143,6 @@ impl Session {
         self.meter().begin_step(self.record.done + 1);
         let begin = Instant::now();
         let learning_rate = self.schedule().rate(self.record.done);
-        self.read_sequences()?;
         self.engine()?;
         let engine = self.engine.as_mut().expect("just made");
         let settings = StepSettings {
@@ -135,8 +151,16 @@ impl Session {
             clip: self.config.clip,
             seed: self.config.seed,
         };
-        let (adapter, sequences, pass) = (&mut self.adapter, &self.sequences, &mut self.pass);
-        let out = self.stepper.step(engine, adapter, sequences, &settings, pass, cancel)?;
+        let (batches, sequences, pass) = (&mut self.batches, &mut self.sequences, &mut self.pass);
+        let out = match &mut self.trained {
+            Trained::Lora { adapter, stepper } => {
+                batches.read(settings.number, sequences)?;
+                stepper.step(engine, adapter, sequences, &settings, pass, cancel)?
+            }
+            Trained::Side(run) => {
+                run.step(engine, batches, &settings, self.record.steps, pass, cancel)?
+            }
+        };
         let memory_bytes = self.meter().look();
         self.record.done += 1;
         Ok(StepReport {
@@ -160,7 +184,10 @@ impl Session {
 
     /// What the last step found along its directions, with [`Method::Mezo`].
     pub fn projections(&self) -> &[Projection] {
-        self.stepper.projections()
+        match &self.trained {
+            Trained::Lora { stepper, .. } => stepper.projections(),
+            Trained::Side(_) => &[],
+        }
     }
 
     /// Runs steps until all are done, `after_step` asks for a pause or `slice` has passed; a step
@@ -200,7 +227,7 @@ impl Session {
         smidgen_weights::release_free_heap();
     }
 
-    /// Scores every sequence of `data` with the adapter as it is, within the same plan.
+    /// Scores every sequence of `data` with what is trained as it is, within the same plan.
     ///
     /// # Errors
     /// The data can't be read or is longer than planned for; the caller cancelled; the process has
@@ -209,33 +236,49 @@ impl Session {
         self.begin_phase(RunPhase::Evaluating)?;
         self.engine()?;
         let engine = self.engine.as_mut().expect("just made");
-        evaluate(engine, &mut self.adapter, &mut None, data, &mut self.pass, cancel, &mut |_, _| {})
+        let (pass, mut side) = (&mut self.pass, None);
+        match &mut self.trained {
+            Trained::Lora { adapter, .. } => {
+                evaluate(engine, adapter, &mut side, data, pass, cancel, &mut |_, _| {})
+            }
+            Trained::Side(run) => {
+                side = Some(SideForward::new(run.network()?, self.plan.tokens)?);
+                let mut none = Adapter::none(&self.base);
+                evaluate(engine, &mut none, &mut side, data, pass, cancel, &mut |_, _| {})
+            }
+        }
     }
 
-    /// Writes the adapter as it is to a PEFT folder.
+    /// Writes what is trained as it is: a PEFT folder, or that of a [`crate::SideNetwork`].
     ///
     /// # Errors
     /// A file can't be written.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         self.meter().enter(RunPhase::Saving);
-        self.adapter.save(&self.base, folder)?;
+        match &mut self.trained {
+            Trained::Lora { adapter, .. } => adapter.save(&self.base, folder)?,
+            Trained::Side(run) => run.save(&self.base, folder)?,
+        }
         self.meter().look();
         Ok(())
     }
 
     /// Writes all that the next steps depend on to the file `path`, replaced whole or not at all:
-    /// see [`Planned::resume`]. Takes a few kilobytes of memory.
+    /// see [`Planned::resume`]. Takes a few kilobytes of memory. Of a side network the trainer has
+    /// the numbers.
     ///
     /// # Errors
     /// The file can't be written; an earlier one stays then.
     pub fn save_state(&mut self, path: &Path) -> Result<()> {
         self.meter().enter(RunPhase::Saving);
         let mut writer = StateWriter::create(path, &self.record)?;
-        writer.numbers(self.adapter.values(), &self.plan.param_ranges())?;
-        let optimizer = self.stepper.optimizer();
-        let pieces = optimizer.pieces();
-        for state in optimizer.states() {
-            writer.numbers(state, &pieces)?;
+        if let Trained::Lora { adapter, stepper } = &mut self.trained {
+            writer.numbers(adapter.values(), &self.plan.param_ranges())?;
+            let optimizer = stepper.optimizer();
+            let pieces = optimizer.pieces();
+            for state in optimizer.states() {
+                writer.numbers(state, &pieces)?;
+            }
         }
         writer.finish()?;
         self.meter().look();
@@ -278,9 +321,12 @@ impl Session {
         Ok(self.meter().check()?)
     }
 
-    /// The adapter as it is.
-    pub fn adapter(&self) -> &Adapter {
-        &self.adapter
+    /// How many numbers are trained.
+    pub fn trainable(&self) -> usize {
+        match &self.trained {
+            Trained::Lora { adapter, .. } => adapter.len(),
+            Trained::Side(run) => run.shape().len(),
+        }
     }
 
     /// The model.
@@ -288,9 +334,14 @@ impl Session {
         &self.base
     }
 
-    /// Ends the run and gives the model and the adapter back.
-    pub fn finish(self) -> (Base, Adapter) {
-        (self.base, self.adapter)
+    /// Ends the run and gives the model and the adapter back; none of a run of side tuning, whose
+    /// network [`Session::save`] has written.
+    pub fn finish(self) -> (Base, Option<Adapter>) {
+        let adapter = match self.trained {
+            Trained::Lora { adapter, .. } => Some(adapter),
+            Trained::Side(_) => None,
+        };
+        (self.base, adapter)
     }
 
     fn schedule(&self) -> Schedule {
@@ -301,49 +352,4 @@ impl Session {
             total: self.record.steps,
         }
     }
-
-    /// Reads the next step's sequences, those of its packs one after another. A step never reaches
-    /// over the end of an epoch: the last one may have fewer.
-    fn read_sequences(&mut self) -> Result<()> {
-        let size = self.config.sequences();
-        let count = self.packs.as_ref().map_or(self.data.len(), Packs::len);
-        let per_epoch = count.div_ceil(size) as u64;
-        let done = self.record.done;
-        let (epoch, at) = (done / per_epoch, (done % per_epoch) as usize);
-        if at == 0 || self.epoch.is_empty() {
-            // The old order goes before the new one comes.
-            self.epoch = Vec::new();
-            self.epoch = self.order.epoch(count as u32, epoch);
-        }
-        let chosen = &self.epoch[at * size..((at + 1) * size).min(self.epoch.len())];
-        if let Some(packs) = &self.packs {
-            let samples = chosen.iter().flat_map(|&pack| packs.get(pack as usize));
-            return read_samples(&self.data, samples, &mut self.sequences);
-        }
-        self.sequences.resize_with(chosen.len(), Sequence::default);
-        let longest = self.data.max_len();
-        for (&index, sequence) in chosen.iter().zip(&mut self.sequences) {
-            sequence.ids.reserve_exact(longest.saturating_sub(sequence.ids.len()));
-            sequence.targets.reserve_exact(longest.saturating_sub(sequence.targets.len()));
-            self.data.read(index as usize, sequence)?;
-        }
-        Ok(())
-    }
-}
-
-/// Reads a step's samples, each into memory of its own length: their number and lengths change from
-/// step to step, and room for the longest in every place would be far more than the packs take.
-fn read_samples<'a>(
-    data: &Dataset,
-    samples: impl Iterator<Item = &'a u32> + Clone,
-    sequences: &mut Vec<Sequence>,
-) -> Result<()> {
-    sequences.clear();
-    sequences.reserve_exact(samples.clone().count());
-    for &sample in samples {
-        let mut sequence = Sequence::default();
-        data.read(sample as usize, &mut sequence)?;
-        sequences.push(sequence);
-    }
-    Ok(())
 }

@@ -20,14 +20,21 @@
 //! those are tapped that have a target, or whose next token is wanted.
 
 mod files;
+mod hidden;
+mod identity;
+mod link;
 mod network;
 mod run;
 mod shape;
 
+pub use identity::{DeviceSecret, SessionName};
+pub use link::{LinkError, SampleKey, SideLink, SideSample};
 pub(crate) use network::SideForward;
 pub use network::SideNetwork;
-pub use run::{LinkError, SideLink, SideRun};
+pub use run::{SidePace, SideRun, SideSamples, SideSize};
 pub use shape::{SideShape, SideTensor};
+
+use std::fmt;
 
 use smidgen_kernels::TapFormat;
 
@@ -58,6 +65,25 @@ pub enum SideGate {
     Sum,
     /// A learned share of each: the ladder of arXiv 2206.06522 and PAE MobiLLM.
     Ladder,
+}
+
+impl fmt::Display for SideConfig {
+    /// All of it, as the flags name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first_tap, every, width, reduction, gate, format } = self;
+        write!(
+            f,
+            "taps from layer {first_tap}, every {every}, {} bits; width {width}",
+            format.bits()
+        )?;
+        if *reduction > 1 {
+            write!(f, ", reduction {reduction}")?;
+        }
+        f.write_str(match gate {
+            SideGate::Sum => ", sum",
+            SideGate::Ladder => ", ladder",
+        })
+    }
 }
 
 impl SideConfig {

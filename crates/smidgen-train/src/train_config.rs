@@ -181,5 +181,6 @@ pub(crate) fn check_method(base: &Base, config: &TrainConfig, shape: &AdapterSha
         Method::Exact => Ok(()),
         Method::Lcsb(lcsb) => lcsb.check(base.info.layers - shape.first_layer()),
         Method::Mezo(mezo) => mezo.check(config, shape.config().dropout),
+        Method::Side(side) => side.check(config),
     }
 }

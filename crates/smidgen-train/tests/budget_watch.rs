@@ -81,9 +81,10 @@ fn a_run_that_crosses_its_budget_stops_with_its_adapter() {
     assert_eq!(crossed(session.evaluate(&data, &NEVER).unwrap_err()), expected);
     let saved = folder.path().join("adapter");
     session.save(&saved).expect("an adapter");
-    let (base, trained) = session.finish();
+    let trained = session.trainable();
+    let (base, _) = session.finish();
     let (adapter, _) = Adapter::load(&base, &saved).expect("a whole adapter");
-    assert_eq!(adapter.len(), trained.len());
+    assert_eq!(adapter.len(), trained);
 }
 
 #[test]

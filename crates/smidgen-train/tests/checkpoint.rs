@@ -381,7 +381,8 @@ fn loftq_takes_a_folder_as_its_source() {
         let session = Planned::new(base, data, 0, config).and_then(Planned::start);
         let session = session.expect("a session");
         let tensors = session.loftq().expect("LoftQ").tensors.clone();
-        (tensors, bits(numbers(&session.finish().1)))
+        let adapter = session.finish().1.expect("an adapter");
+        (tensors, bits(numbers(&adapter)))
     };
     let [from_folder, from_file] = [folder.path(), exact.as_path()].map(start);
     assert!(from_folder == from_file);

@@ -58,7 +58,7 @@ fn start(folder: &Path, model: &Path, config: TrainConfig) -> (Base, Adapter, Lo
     let session = planned(folder, model, config).expect("a plan").start().expect("a session");
     let report = session.loftq().expect("LoftQ").clone();
     let (base, adapter) = session.finish();
-    (base, adapter, report)
+    (base, adapter.expect("an adapter"), report)
 }
 
 fn matrix(gguf: &Gguf, name: &str) -> Vec<f64> {

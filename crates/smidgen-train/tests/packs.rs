@@ -52,7 +52,7 @@ fn train(planned: Planned) -> (Vec<u64>, Vec<u32>) {
     while !session.is_finished() {
         losses.push(session.step(&NEVER).expect("a step").loss.to_bits());
     }
-    let (_, mut adapter) = session.finish();
+    let mut adapter = session.finish().1.expect("an adapter");
     let shape = adapter.shape().clone();
     let pieces = shape.factors().map(|(.., range)| range);
     let values = adapter.values();

@@ -62,7 +62,7 @@ fn finish(mut session: Session) -> (Vec<u64>, Vec<u32>) {
     while !session.is_finished() {
         losses.push(session.step(&NEVER).expect("a step").loss.to_bits());
     }
-    let (_, mut adapter) = session.finish();
+    let mut adapter = session.finish().1.expect("an adapter");
     let shape = adapter.shape().clone();
     let mut numbers = Vec::new();
     for (.., range) in shape.factors() {

@@ -257,8 +257,9 @@ fn one(
     match curve.diverged {
         Some(step) => ui.say(&format!("diverged: the loss of step {step} is not finite")),
         None => {
-            let (base, mut adapter) = session.finish();
-            run.cosine = cosine_of(&base, &mut adapter, &first, &settings, stop)?;
+            if let (base, Some(mut adapter)) = session.finish() {
+                run.cosine = cosine_of(&base, &mut adapter, &first, &settings, stop)?;
+            }
         }
     }
     Ok((run, curve))
@@ -285,7 +286,7 @@ impl ComparedRun {
             learning_rate: settings.learning_rate,
             sequences_a_step: settings.batch_size * settings.grad_accumulation_steps,
             adapter_path: path_text(folder),
-            trainable: session.adapter().len(),
+            trainable: session.trainable(),
             steps: session.steps_done(),
             diverged_at_step: curve.diverged,
             seconds: curve.total_seconds(),
@@ -326,7 +327,7 @@ fn cosine_of(
     let mut gradient = |bypassed| gradient(base, adapter, batch, bypassed, &least, stop.flag());
     let exact = gradient(Vec::new())?;
     Ok(match settings.method {
-        Method::Exact => None,
+        Method::Exact | Method::Side(_) => None,
         Method::Lcsb(lcsb) => {
             let layers = base.info().layers;
             let trained = settings.lora.num_layers.unwrap_or(layers);

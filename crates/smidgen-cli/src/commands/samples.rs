@@ -1,6 +1,6 @@
 //! What the model says to a few held-out prompts, before a run and after it.
 
-use smidgen::{Adapter, Base, Budget, Dataset, Evaluator, GenerateConfig, Kind, Sequence};
+use smidgen::{Base, Budget, Dataset, Evaluator, GenerateConfig, Kind, Sequence, Tuning};
 
 use super::generate::{PROMPT_ROWS, answer, ends};
 use crate::error::Result;
@@ -61,8 +61,9 @@ impl Samples {
         self.chosen.is_empty()
     }
 
-    /// The model's answers with `adapter`. None where the budget has no room for keys and values.
-    pub fn ask(&self, base: &Base, adapter: Adapter, stop: &Stop) -> Result<Option<Vec<String>>> {
+    /// The model's answers with what was trained. None where the budget has no room for keys and
+    /// values.
+    pub fn ask(&self, base: &Base, tuning: Tuning, stop: &Stop) -> Result<Option<Vec<String>>> {
         let tokenizer = base.tokenizer()?;
         // Data without chats needs none, so a broken one is no failure here.
         let template = base.chat_template(&tokenizer).ok().flatten();
@@ -74,7 +75,7 @@ impl Samples {
         let longest = self.chosen.iter().map(|s| s.prompt.len()).max().unwrap_or(1);
         let (rows, positions) = (longest.min(PROMPT_ROWS), longest + self.tokens);
         let made =
-            Evaluator::to_generate(base, adapter, rows, positions, self.threads, self.budget);
+            Evaluator::to_generate(base, tuning, rows, positions, self.threads, self.budget);
         let mut evaluator = match made {
             Err(error) if error.kind() == Kind::Budget => return Ok(None),
             made => made?,

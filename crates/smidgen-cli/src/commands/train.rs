@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use smidgen::{
     Adapter, AdapterShape, Base, Budget, Dataset, LoftqReport, LoraConfig, MemoryBudget, Method,
-    Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, export_gguf,
+    Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, Tuning,
+    export_gguf,
     plan_ahead, plan_prepare,
 };
 
@@ -77,7 +78,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let before = match &samples {
         Some(samples) => {
             ui.say(&format!("answers   of the model to {}, first", count(samples.len(), "prompt")));
-            samples.ask(&base, init_adapter(args, &base)?, stop)?
+            samples.ask(&base, init_adapter(args, &base)?.into(), stop)?
         }
         None => None,
     };
@@ -147,11 +148,15 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let budget = session.meter().budget();
     // What the page takes comes after what the steps took.
     let (base, mut adapter) = session.finish();
-    if saved {
-        export_gguf(&base, &mut adapter, &folder.gguf())?;
+    if let (true, Some(adapter)) = (saved, &mut adapter) {
+        export_gguf(&base, adapter, &folder.gguf())?;
     }
     if let (Some(samples), Some(before), None) = (&samples, before, interrupted) {
-        match samples.ask(&base, adapter, stop) {
+        let tuning = match adapter {
+            Some(adapter) => adapter.into(),
+            None => Tuning::load(&base, out)?.0,
+        };
+        match samples.ask(&base, tuning, stop) {
             Ok(Some(after)) => report.answers = samples.answers(&base, before, after)?,
             Ok(None) => {}
             Err(failure) if failure.is_cancelled() => {}

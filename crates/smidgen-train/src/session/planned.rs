@@ -1,5 +1,6 @@
 //! A run before it starts: planned, and perhaps resumed.
 
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,18 +10,20 @@ use smidgen_graph::plan::{CurvePoint, Paged, Plan, Request, curve};
 use smidgen_runtime::{Numbers, Pass, Settings};
 use smidgen_text::{Dataset, Fingerprint, Order, Packs};
 
-use super::Session;
+use super::batches::Batches;
+use super::{Session, Trained};
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart};
 use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::loftq::Loftq;
+use crate::loftq::{Loftq, LoftqReport};
 use crate::method::{Method, Stepper};
 use crate::optimizer::Optimizer;
 use crate::planning::{
-    DataSize, adapter_start, loftq_start, plan_or_remedies, process_row, request, settings,
+    DataSize, adapter_start, loftq_start, plan_or_remedies, process_row, request, settings, side_of,
 };
 use crate::replay::Beginning;
 use crate::schedule::Shape;
+use crate::side::{DeviceSecret, SideLink, SideRun, SideShape};
 use crate::state::{Record, RunSettings, RunState};
 use crate::train_config::{Length, TrainConfig, check_method};
 
@@ -32,7 +35,7 @@ pub struct Planned {
     packs: Option<Packs>,
     config: TrainConfig,
     start: AdapterStart,
-    plan: Plan,
+    plan: Arc<Plan>,
     request: Request,
     settings: Settings,
     loftq: Option<Loftq>,
@@ -65,8 +68,8 @@ impl Planned {
         let settings = settings(&base, &config, size.tokens(longest_evaluation));
         let held = process.bytes;
         let request =
-            request(&base, start.shape(), &config, size, longest_evaluation, &settings, process);
-        let plan = plan_or_remedies(&base, &request)?;
+            request(&base, start.shape(), &config, size, longest_evaluation, &settings, process)?;
+        let plan = Arc::new(plan_or_remedies(&base, &request)?);
         let numbers = match plan.paged {
             Paged::All => plan.largest_params(),
             Paged::State | Paged::Nothing => start.shape().len(),
@@ -206,6 +209,16 @@ impl Planned {
         self.steps
     }
 
+    /// The network of a run of side tuning, with what decides how it is trained; none for other
+    /// methods.
+    pub fn side(&self) -> Option<SideStart<'_>> {
+        let Method::Side(side) = self.config.method else { return None };
+        let info = self.base.info();
+        let shape = SideShape::new(side.network, info.layers, info.hidden).ok()?;
+        let weight_decay = self.config.optimizer.weight_decay();
+        Some(SideStart { base: &self.base, shape, seed: self.config.seed, weight_decay })
+    }
+
     /// Makes all that the plan lists.
     ///
     /// # Errors
@@ -220,20 +233,20 @@ impl Planned {
     /// # Errors
     /// Threads can't be started, the scratch files can't be made, or a state that the run goes on
     /// from can't be read any more. The weights from before quantisation can't be read or are
-    /// another model's, or the caller cancelled.
+    /// another model's, or the caller cancelled. [`Method::Side`] has [`Planned::start_side`].
     pub fn start_watched(
-        self,
+        mut self,
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Session> {
         let mut record = self.record()?;
-        let plan = Arc::new(self.plan);
         let folder = self.settings.spool_folder.as_deref();
         let make = self.resumed.is_none();
+        let start = mem::replace(&mut self.start, AdapterStart::none(&self.base));
         let (mut adapter, mut optimizer) =
-            trainable(&self.base, self.start, &plan, &self.config, folder, make)?;
-        let runs = plan.param_ranges();
-        let loftq = match self.loftq.filter(|_| self.resumed.is_none()) {
+            trainable(&self.base, start, &self.plan, &self.config, folder, make)?;
+        let runs = self.plan.param_ranges();
+        let loftq = match self.loftq.take().filter(|_| make) {
             Some(loftq) => Some(loftq.fill(&self.base, &mut adapter, cancel, progress)?),
             None => None,
         };
@@ -248,25 +261,57 @@ impl Planned {
                 let init = &self.config.init_lora_weights;
                 Some(Beginning::new(&self.base, adapter.shape(), folder, (init, seed))?)
             }
-            Method::Exact | Method::Lcsb(_) => None,
+            Method::Exact | Method::Lcsb(_) | Method::Side(_) => None,
         };
         let stepper = Stepper::new(self.config.method, optimizer, &adapter)?;
+        self.session(Trained::Lora { adapter, stepper }, record, beginning, loftq)
+    }
+
+    /// The same for [`Method::Side`]: the network is trained behind `link`, which says how many steps
+    /// are done already.
+    ///
+    /// # Errors
+    /// The scratch file or the threads can't be made; those of the link; it is past this run's end.
+    pub fn start_side(self, link: Box<dyn SideLink>, secret: DeviceSecret) -> Result<Session> {
+        let Method::Side(side) = self.config.method else {
+            return Err(Error::setting("a link is for --method side"));
+        };
+        let size = DataSize::of(&self.data, self.packs.as_ref());
+        let (shape, size) = side_of(&self.base, side, &self.config, size)?;
+        let folder = self.settings.spool_folder.as_deref();
+        let keys = (secret, self.config.seed);
+        let mut run = SideRun::new(shape, link, keys, (size, side.pace), folder)?;
+        let done = run.confirmed()?;
+        if done > self.steps {
+            return Err(Error::setting(format!(
+                "the server is {done} steps into this run, which has {}; give a larger --iters",
+                self.steps
+            )));
+        }
+        let record = Record { done, ..self.record()? };
+        self.session(Trained::Side(run), record, None, None)
+    }
+
+    fn session(
+        self,
+        trained: Trained,
+        record: Record,
+        beginning: Option<Beginning>,
+        loftq: Option<LoftqReport>,
+    ) -> Result<Session> {
         let order = match self.config.shuffle {
             true => Order::Shuffled { seed: self.config.seed },
             false => Order::File,
         };
+        let batches = Batches::new(self.data, self.packs, self.config.sequences(), order);
         let mut session = Session {
-            stepper,
-            order,
+            trained,
+            batches,
             base: self.base,
-            data: self.data,
-            packs: self.packs,
             config: self.config,
-            adapter,
-            plan,
+            plan: self.plan,
             settings: self.settings,
             engine: None,
-            epoch: Vec::new(),
             sequences: Vec::new(),
             pass: Pass::default(),
             beginning,
@@ -277,6 +322,19 @@ impl Planned {
         session.meter().look();
         Ok(session)
     }
+}
+
+/// How a side network begins, for who trains it.
+#[derive(Debug)]
+pub struct SideStart<'a> {
+    /// The model that it is beside.
+    pub base: &'a Base,
+    /// Its tensors.
+    pub shape: SideShape,
+    /// Its numbers at the start are [`SideShape::start`] of this.
+    pub seed: u64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
 }
 
 /// An adapter and its optimiser before the first step, in memory or in scratch files as the plan

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 const CONFIG_FILE: &str = "side_config.json";
 const WEIGHTS_FILE: &str = "side_model.safetensors";
+/// Numbers that are written at a time.
+const CHUNK: usize = 4096;
 /// What this program writes and reads.
 const VERSION: u32 = 1;
 
@@ -53,30 +55,7 @@ impl SideNetwork {
     /// # Errors
     /// A number is infinite or no number: nothing is written then. A file can't be written.
     pub fn save(&self, base: &Base, folder: &Path) -> Result<()> {
-        let finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
-        if !(finite(&self.numbers) && self.scale.is_finite()) {
-            let what = "the side network holds numbers that are not finite, so it is not saved and \
-                        an earlier one is left as it was; lower the learning rate";
-            return Err(wrong(folder, what));
-        }
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let settings = serde_json::to_vec_pretty(&self.settings(base))
-            .map_err(|e| Error::io("write", folder.join(CONFIG_FILE))(e.into()))?;
-        let weights = folder.join(WEIGHTS_FILE);
-        let tensors: Vec<_> = self.shape.tensors().collect();
-        let listed: Vec<_> =
-            tensors.iter().map(|t| (t.name.clone(), Format::F32, vec![t.rows, t.cols])).collect();
-        let mut writer = SafetensorsWriter::create(&weights, &listed)?;
-        for tensor in tensors {
-            for row in self.numbers[tensor.range.clone()].chunks(tensor.cols) {
-                let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
-                writer.write(&bytes)?;
-            }
-        }
-        put_in_place(folder, CONFIG_FILE, &settings, &base.record()?, || {
-            writer.finish().map(|_| ())
-        })?;
-        Ok(())
+        save(&self.shape, self.scale, base, folder, &mut |write| write(&self.numbers))
     }
 
     /// The network in a folder, and what is worth telling about it.
@@ -100,13 +79,48 @@ impl SideNetwork {
         let numbers = read_numbers(folder, &shape)?;
         Ok((Self::new(shape, settings.scale, numbers), notes))
     }
+}
 
-    fn settings(&self, base: &Base) -> Settings {
-        let config = self.shape.config();
-        Settings {
+/// Writes a network's folder; `numbers` gives its numbers in order, in pieces of any size, to what
+/// it is called with.
+pub(super) fn save(
+    shape: &SideShape,
+    scale: f32,
+    base: &Base,
+    folder: &Path,
+    numbers: &mut dyn FnMut(&mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let settings = serde_json::to_vec_pretty(&Settings::of(shape, scale, base))
+        .map_err(|e| Error::io("write", folder.join(CONFIG_FILE))(e.into()))?;
+    let listed: Vec<_> =
+        shape.tensors().map(|t| (t.name.clone(), Format::F32, vec![t.rows, t.cols])).collect();
+    let mut writer = SafetensorsWriter::create(&folder.join(WEIGHTS_FILE), &listed)?;
+    let mut bytes = Vec::new();
+    numbers(&mut |numbers| {
+        for numbers in numbers.chunks(CHUNK) {
+            if !(scale.is_finite() && numbers.iter().all(|x| x.is_finite())) {
+                let what = "the side network holds numbers that are not finite, so it is not saved \
+                            and an earlier one is left as it was; lower the learning rate";
+                return Err(wrong(folder, what));
+            }
+            bytes.clear();
+            bytes.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+            writer.write(&bytes)?;
+        }
+        Ok(())
+    })?;
+    put_in_place(folder, CONFIG_FILE, &settings, &base.record()?, || writer.finish().map(|_| ()))?;
+    Ok(())
+}
+
+impl Settings {
+    fn of(shape: &SideShape, scale: f32, base: &Base) -> Self {
+        let config = shape.config();
+        Self {
             version: VERSION,
             layers: base.info().layers,
-            hidden: self.shape.hidden(),
+            hidden: shape.hidden(),
             first_tap: config.first_tap,
             tap_every: config.every,
             tap_bits: config.format.bits(),
@@ -116,12 +130,10 @@ impl SideNetwork {
                 SideGate::Sum => Gate::Sum,
                 SideGate::Ladder => Gate::Ladder,
             },
-            scale: self.scale,
+            scale,
         }
     }
-}
 
-impl Settings {
     fn config(&self) -> Result<SideConfig, String> {
         let format = [TapFormat::F16, TapFormat::Q8, TapFormat::Q4]
             .into_iter()

@@ -1,227 +1,511 @@
-//! The device's part of a step of side tuning: forward, taps, and the loss through its own head.
+//! The device's part of side tuning: forward, taps, and the loss through its own head.
+//!
+//! A step needs the network as the step before left it, but its taps don't: so those of a few steps
+//! ahead are given while the trainer is at work, and the results are the same bits however many.
 
-use std::fmt;
+use std::collections::VecDeque;
+use std::path::Path;
 use std::slice;
 use std::sync::atomic::AtomicBool;
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use smidgen_graph::Row;
 use smidgen_kernels::{Kernels, MatMut, MatRef, TapKey, TapRounding};
 use smidgen_runtime::{Engine, Numbers, Pass, Pool, Taps, sealed};
 use smidgen_text::Sequence;
 
+use super::hidden::{HiddenSize, HiddenStates};
+use super::identity::DeviceSecret;
+use super::link::{LinkError, SampleKey, SideLink, SideSample};
 use super::{SideNetwork, SideShape};
+use crate::base::Base;
 use crate::error::{Error, Result, stop_if};
 use crate::step::{StepLoss, StepSettings, fill};
 
-/// What a link reports when it fails.
-pub type LinkError = Box<dyn std::error::Error + Send + Sync>;
+/// How a run of side tuning goes on beside its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SidePace {
+    /// Steps whose taps are given ahead of the one whose output is waited for.
+    pub window: usize,
+    /// Bytes of hidden states that the scratch file may keep for samples that come again. They then
+    /// need no pass through the layers.
+    pub kept_bytes: u64,
+    /// Bytes that the link takes on the device, as who makes it says.
+    pub link_bytes: u64,
+}
 
-/// Where the side network is trained: in this process, or on a server.
-///
-/// A step sends the taps of each of its samples, takes the network's output for each, gives the
-/// gradient of each, and ends with an update.
-pub trait SideLink: fmt::Debug + Send {
-    /// Gives the taps of a sample: for each tapped layer in order, `rows` rows as
-    /// [`smidgen_kernels::TapFormat::encode`] makes them.
+impl Default for SidePace {
+    /// Two steps ahead, 1 GB, a link in this process.
+    fn default() -> Self {
+        Self { window: 2, kept_bytes: 1_000_000_000, link_bytes: 0 }
+    }
+}
+
+/// How much a run takes in at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideSize {
+    /// Tokens of the longest sample.
+    pub tokens: usize,
+    /// Tokens of all samples of a step, at most.
+    pub step_tokens: usize,
+    /// Samples of the data; 0 where none comes again.
+    pub samples: usize,
+}
+
+/// Where a run's samples are read.
+pub trait SideSamples {
+    /// Appends the numbers of the samples of the step `number`, from 1.
+    fn samples(&mut self, number: u64, samples: &mut Vec<u32>);
+
+    /// Reads a sample.
     ///
     /// # Errors
-    /// The link's own.
-    fn taps(&mut self, sample: u64, rows: usize, bytes: &[u8]) -> Result<(), LinkError>;
-
-    /// Waits for the network's output for a sample whose taps were given, rows x hidden.
-    ///
-    /// # Errors
-    /// The link's own.
-    fn output(&mut self, sample: u64, output: &mut [f32]) -> Result<(), LinkError>;
-
-    /// Gives the gradient of such an output.
-    ///
-    /// # Errors
-    /// The link's own.
-    fn gradient(&mut self, sample: u64, gradient: &[f32]) -> Result<(), LinkError>;
-
-    /// Ends the step `number`, from 1: the network moves by the gradients given since the last.
-    ///
-    /// # Errors
-    /// The link's own.
-    fn update(&mut self, number: u64, rate: f64) -> Result<(), LinkError>;
-
-    /// The numbers of the network as it is, in the order of [`SideShape::tensors`].
-    ///
-    /// # Errors
-    /// The link's own.
-    fn numbers(&mut self) -> Result<Vec<f32>, LinkError>;
+    /// The data can't be read.
+    fn read(&mut self, sample: u32, sequence: &mut Sequence) -> Result<()>;
 }
 
 /// Side tuning at work on the device.
 #[derive(Debug)]
 pub struct SideRun {
+    shape: SideShape,
     link: Box<dyn SideLink>,
+    secret: DeviceSecret,
+    seed: u64,
+    /// Steps that may be under way.
+    steps: usize,
     /// c, once the first step has begun.
     scale: Option<f32>,
-    taps: TapWriter,
+    /// Steps that were begun and are not confirmed, in order.
+    ahead: VecDeque<Ahead>,
+    hidden: HiddenStates,
     /// The network's output for a sample, and then that output's gradient.
     output: Vec<f32>,
+    /// Taps that are not given yet.
+    bytes: Vec<u8>,
+    sequence: Sequence,
+    /// Rows of the sample at work that have a target.
+    rows: Vec<usize>,
     factors: Numbers,
 }
 
+/// A step that was begun.
+#[derive(Debug)]
+struct Ahead {
+    step: u64,
+    targets: usize,
+    tokens: usize,
+    samples: Vec<Waiting>,
+}
+
+/// A sample whose output is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    sample: u32,
+    /// Where its hidden states begin.
+    first: usize,
+}
+
+/// Bytes of taps that are collected before they are given to the link.
+const PIECE: usize = 64 * 1024;
+
 impl SideRun {
-    /// A run over sequences of up to `tokens` tokens, whose chances are counted from `seed`.
+    /// A run whose chances are counted from `seed`; hidden states wait in a scratch file in `folder`
+    /// if there is one.
     ///
     /// # Errors
-    /// The system does not give the memory.
+    /// The system does not give the memory, or the folder can't be written to.
     pub fn new(
         shape: SideShape,
         link: Box<dyn SideLink>,
-        tokens: usize,
-        seed: u64,
+        (secret, seed): (DeviceSecret, u64),
+        (size, pace): (SideSize, SidePace),
+        folder: Option<&Path>,
     ) -> Result<Self> {
-        let output = sealed(tokens * shape.hidden())?;
-        let taps = TapWriter::new(shape, tokens, seed);
-        Ok(Self { link, scale: None, taps, output, factors: Vec::new().into() })
+        let hidden = HiddenStates::new(hidden_size(&shape, size, pace), folder)?;
+        Ok(Self {
+            output: sealed(size.tokens * shape.hidden())?,
+            bytes: Vec::with_capacity(piece_bytes(&shape)),
+            rows: Vec::with_capacity(size.tokens),
+            sequence: Sequence::default(),
+            steps: pace.window + 1,
+            scale: None,
+            ahead: VecDeque::new(),
+            factors: Vec::new().into(),
+            shape,
+            link,
+            secret,
+            seed,
+            hidden,
+        })
     }
 
-    /// One step over `sequences`, of which `samples` are the numbers: the same number always stands
-    /// for the same sequence. The loss is the mean over the step's targets, before the update.
-    ///
-    /// # Errors
-    /// Those of the engine and of the link. The caller cancelled: the network was not moved.
-    pub fn step(
-        &mut self,
-        engine: &mut Engine,
-        sequences: &[Sequence],
-        samples: &[u64],
-        settings: &StepSettings,
-        pass: &mut Pass,
-        cancel: &AtomicBool,
-    ) -> Result<StepLoss> {
-        let targets: usize = sequences.iter().map(Sequence::target_count).sum();
-        pass.weight = 1.0 / targets.max(1) as f32;
-        pass.dropout = None;
-        let scale = match self.scale {
-            Some(scale) => scale,
-            None => self.measure_scale(engine, sequences, pass, cancel)?,
+    /// The plan's lines for it, where a pass takes up to `pass` rows; `evaluates` if the network is to
+    /// be run on the device meanwhile.
+    pub(crate) fn plan_rows(
+        shape: &SideShape,
+        (size, pace): (SideSize, SidePace),
+        pass: usize,
+        file: bool,
+        evaluates: bool,
+    ) -> Vec<Row> {
+        let SideSize { tokens, .. } = size;
+        let row = |name: &str, shape: String, bytes: u64, why: &str| {
+            Row::new(name, shape, bytes, "whole run", why)
         };
-        self.scale = Some(scale);
-        let (mut sum, rows) = (0.0, engine.plan().tokens);
-        for (sequence, &sample) in sequences.iter().zip(samples) {
-            stop_if(cancel)?;
-            fill(pass, slice::from_ref(sequence), 0, rows);
-            if sequence.target_count() == 0 {
-                continue;
-            }
-            sum += self.sample(engine, sample, scale, pass)?;
+        let numbers = tokens * shape.hidden();
+        let mut rows = hidden_size(shape, size, pace).plan_rows(file);
+        let of_sample = format!("{tokens} x {}", shape.hidden());
+        let why = "the side network's output for a sample, then its gradient";
+        rows.push(row("side output", of_sample, 4 * numbers as u64, why));
+        let piece = piece_bytes(shape);
+        rows.push(row("taps", format!("{piece}"), piece as u64, "that are not given yet"));
+        if pace.link_bytes > 0 {
+            let why = "to where the side network is trained";
+            rows.push(row("link", "bytes".to_owned(), pace.link_bytes, why));
         }
-        stop_if(cancel)?;
-        self.link.update(settings.number, settings.rate).map_err(Error::Link)?;
-        let tokens = sequences.iter().map(|s| s.ids.len()).sum();
-        Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens })
+        if evaluates {
+            rows.extend(super::SideForward::plan_rows(shape, pass));
+        }
+        rows
     }
 
-    /// The network as it is; c is 1 before the first step.
+    /// The network's tensors.
+    pub fn shape(&self) -> &SideShape {
+        &self.shape
+    }
+
+    /// Steps that the trainer has confirmed.
     ///
     /// # Errors
     /// Those of the link.
-    pub fn network(&mut self) -> Result<SideNetwork> {
-        let numbers = self.link.numbers().map_err(Error::Link)?;
-        if numbers.len() != self.taps.shape.len() {
-            let what = format!("{} numbers where {} are due", numbers.len(), self.taps.shape.len());
-            return Err(Error::Link(what.into()));
-        }
-        Ok(SideNetwork::new(self.taps.shape.clone(), self.scale.unwrap_or(1.0), numbers))
+    pub fn confirmed(&mut self) -> Result<u64> {
+        self.link.confirmed().map_err(Error::Link)
     }
 
-    /// Root mean square of the last hidden state over all wanted positions.
+    /// The step `settings.number`, which is the next one, and the beginnings of the few that come
+    /// after it and are not past `last`. The loss is the mean over the step's targets, before the
+    /// update.
+    ///
+    /// # Errors
+    /// Those of the engine, of the data and of the link. The caller cancelled: the network was not
+    /// moved, or the update was already given.
+    pub fn step(
+        &mut self,
+        engine: &mut Engine,
+        data: &mut dyn SideSamples,
+        settings: &StepSettings,
+        last: u64,
+        pass: &mut Pass,
+        cancel: &AtomicBool,
+    ) -> Result<StepLoss> {
+        pass.dropout = None;
+        loop {
+            match self.try_step(engine, data, settings, last, pass, cancel) {
+                Err(Error::Link(LinkError::StartedAnew)) => self.ahead.clear(),
+                done => return done,
+            }
+            stop_if(cancel)?;
+        }
+    }
+
+    fn try_step(
+        &mut self,
+        engine: &mut Engine,
+        data: &mut dyn SideSamples,
+        settings: &StepSettings,
+        last: u64,
+        pass: &mut Pass,
+        cancel: &AtomicBool,
+    ) -> Result<StepLoss> {
+        let number = settings.number;
+        let scale = match self.scale {
+            Some(scale) => scale,
+            None => self.measure_scale(engine, data, pass, cancel)?,
+        };
+        self.scale = Some(scale);
+        if self.ahead.front().is_none_or(|ahead| ahead.step != number) {
+            self.ahead.clear();
+            self.begin(engine, data, number, pass, cancel)?;
+        }
+        let sum = self.losses(engine, data, scale, pass, cancel)?;
+        self.link.update(number, settings.rate).map_err(Error::Link)?;
+        while let Some(next) = self.ahead.back().map(|ahead| ahead.step + 1)
+            && next <= last
+            && self.ahead.len() < self.steps
+        {
+            self.begin(engine, data, next, pass, cancel)?;
+        }
+        self.link.confirm(number).map_err(Error::Link)?;
+        let done = self.ahead.pop_front().expect("the step was begun");
+        let loss = sum / done.targets.max(1) as f64;
+        Ok(StepLoss { loss, targets: done.targets, tokens: done.tokens })
+    }
+
+    /// Begins a step: gives the taps that are wanted, and puts hidden states where they wait.
+    fn begin(
+        &mut self,
+        engine: &mut Engine,
+        data: &mut dyn SideSamples,
+        step: u64,
+        pass: &mut Pass,
+        cancel: &AtomicBool,
+    ) -> Result<()> {
+        let mut numbers = Vec::new();
+        data.samples(step, &mut numbers);
+        let mut ahead = Ahead { step, targets: 0, tokens: 0, samples: Vec::new() };
+        let mut told = Vec::with_capacity(numbers.len());
+        let mut keyed = Vec::with_capacity(numbers.len());
+        for sample in numbers {
+            data.read(sample, &mut self.sequence)?;
+            let rows = self.sequence.target_count();
+            ahead.targets += rows;
+            ahead.tokens += self.sequence.ids.len();
+            if rows > 0 {
+                told.push(SideSample { key: self.key(sample), rows });
+                keyed.push(sample);
+            }
+        }
+        let wanted = self.link.begin(step, &told).map_err(Error::Link)?;
+        if wanted.len() != told.len() {
+            let what = format!("{} answers to {} samples", wanted.len(), told.len());
+            return Err(Error::Link(LinkError::failed(what)));
+        }
+        let (mut before, tokens) = (0, engine.plan().tokens);
+        for (place, (sample, wanted)) in keyed.into_iter().zip(wanted).enumerate() {
+            stop_if(cancel)?;
+            let rows = told[place].rows;
+            let kept = self.hidden.kept(sample);
+            let first = match kept {
+                Some(first) => first,
+                None => self.hidden.place(step, before, sample, rows),
+            };
+            before += rows;
+            if wanted || kept.is_none() {
+                data.read(sample, &mut self.sequence)?;
+                fill(pass, slice::from_ref(&self.sequence), 0, tokens);
+                self.forward(engine, (step, place, sample), wanted, pass)?;
+                let stream = engine.stream_mut(pass.rows());
+                self.hidden.write((sample, first), stream, &self.rows)?;
+            }
+            ahead.samples.push(Waiting { sample, first });
+        }
+        self.ahead.push_back(ahead);
+        Ok(())
+    }
+
+    /// A sample through the layers; its taps are given to the link if they are wanted.
+    fn forward(
+        &mut self,
+        engine: &mut Engine,
+        (step, place, sample): (u64, usize, u32),
+        wanted: bool,
+        pass: &Pass,
+    ) -> Result<()> {
+        self.rows.clear();
+        self.rows.extend(pass.target_rows());
+        self.bytes.clear();
+        let mut taps = TapSender {
+            shape: &self.shape,
+            seed: self.seed,
+            sample: u64::from(sample),
+            rows: if wanted { &self.rows } else { &[] },
+            bytes: &mut self.bytes,
+            link: self.link.as_mut(),
+            at: (step, place),
+            failed: None,
+        };
+        engine.forward(pass, &mut self.factors, &mut taps)?;
+        taps.end().map_err(Error::Link)
+    }
+
+    /// Takes the outputs of the first step under way and gives their gradients. The sum of the
+    /// losses.
+    fn losses(
+        &mut self,
+        engine: &mut Engine,
+        data: &mut dyn SideSamples,
+        scale: f32,
+        pass: &mut Pass,
+        cancel: &AtomicBool,
+    ) -> Result<f64> {
+        let Some(ahead) = self.ahead.front() else { return Ok(0.0) };
+        let (hidden, tokens, kernels) =
+            (self.shape.hidden(), engine.plan().tokens, engine.kernels());
+        pass.weight = 1.0 / ahead.targets.max(1) as f32;
+        let mut sum = 0.0;
+        for (place, &Waiting { sample, first }) in ahead.samples.iter().enumerate() {
+            stop_if(cancel)?;
+            data.read(sample, &mut self.sequence)?;
+            fill(pass, slice::from_ref(&self.sequence), 0, tokens);
+            pass.keep_targets();
+            let rows = pass.rows();
+            let output = &mut self.output[..rows * hidden];
+            self.link.output(ahead.step, place, output).map_err(Error::Link)?;
+            let stream = engine.stream_mut(rows);
+            self.hidden.read(first, stream)?;
+            let added = MatRef::new(output, rows, hidden);
+            kernels.axpy(scale, added, MatMut::new(stream, rows, hidden));
+            let (losses, gradient) = engine.head_gradient(pass)?;
+            let gradient = MatRef::new(gradient, rows, hidden);
+            kernels.scale(scale, gradient, MatMut::new(output, rows, hidden));
+            sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
+            self.link.gradient(ahead.step, place, output).map_err(Error::Link)?;
+        }
+        Ok(sum)
+    }
+
+    /// Root mean square of the last hidden state over all positions of the first step that have a
+    /// target.
     fn measure_scale(
         &mut self,
         engine: &mut Engine,
-        sequences: &[Sequence],
+        data: &mut dyn SideSamples,
         pass: &mut Pass,
         cancel: &AtomicBool,
     ) -> Result<f32> {
-        let hidden = self.taps.shape.hidden();
-        let (mut squares, mut count, rows) = (0.0, 0, engine.plan().tokens);
-        for sequence in sequences {
+        let hidden = self.shape.hidden();
+        let (mut squares, mut count, tokens) = (0.0, 0, engine.plan().tokens);
+        let mut samples = Vec::new();
+        data.samples(1, &mut samples);
+        for sample in samples {
             stop_if(cancel)?;
-            fill(pass, slice::from_ref(sequence), 0, rows);
-            self.taps.begin(pass, None);
-            engine.forward(pass, &mut self.factors, &mut self.taps)?;
+            data.read(sample, &mut self.sequence)?;
+            if self.sequence.target_count() == 0 {
+                continue;
+            }
+            fill(pass, slice::from_ref(&self.sequence), 0, tokens);
+            self.forward(engine, (1, 0, sample), false, pass)?;
             let stream = engine.stream_mut(pass.rows());
-            for row in &self.taps.rows {
+            for row in &self.rows {
                 let row = &stream[row * hidden..(row + 1) * hidden];
                 squares += row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
             }
-            count += self.taps.rows.len() * hidden;
+            count += self.rows.len() * hidden;
         }
         let scale = (squares / count.max(1) as f64).sqrt() as f32;
         Ok(if scale > 0.0 { scale } else { 1.0 })
     }
 
-    /// Loss of the sample in `pass`, and its gradient given to the link.
-    fn sample(&mut self, engine: &mut Engine, sample: u64, scale: f32, pass: &Pass) -> Result<f64> {
-        let hidden = self.taps.shape.hidden();
-        self.taps.begin(pass, Some(sample));
-        engine.forward(pass, &mut self.factors, &mut self.taps)?;
-        let rows = &self.taps.rows;
-        let output = &mut self.output[..rows.len() * hidden];
-        self.link.taps(sample, rows.len(), &self.taps.bytes).map_err(Error::Link)?;
-        self.link.output(sample, output).map_err(Error::Link)?;
-        let kernels = engine.kernels();
-        let stream = engine.stream_mut(pass.rows());
-        for (added, row) in output.chunks_exact(hidden).zip(rows) {
-            let row = &mut stream[row * hidden..(row + 1) * hidden];
-            kernels.axpy(scale, MatRef::new(added, 1, hidden), MatMut::new(row, 1, hidden));
+    /// What stands for the taps of the sample that was read: HMAC-SHA256 under the device's secret of
+    /// all that decides them but the model, cut to 16 bytes.
+    fn key(&self, sample: u32) -> SampleKey {
+        let config = self.shape.config();
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret.0).expect("any key length");
+        let numbers = [self.seed, u64::from(sample), self.sequence.ids.len() as u64];
+        let kind = [config.first_tap, config.every, config.format.bits()].map(|n| n as u64);
+        numbers.iter().chain(&kind).for_each(|n| mac.update(&n.to_le_bytes()));
+        self.sequence.ids.iter().for_each(|id| mac.update(&id.to_le_bytes()));
+        self.sequence.targets.iter().for_each(|&t| mac.update(&[u8::from(t)]));
+        mac.finalize().into_bytes()[..16].try_into().expect("16 bytes")
+    }
+
+    /// The network after the last confirmed step, in memory; c is 1 before the first one.
+    ///
+    /// # Errors
+    /// Those of the link.
+    pub fn network(&mut self) -> Result<SideNetwork> {
+        let mut numbers = Vec::with_capacity(self.shape.len());
+        self.numbers(&mut |piece| {
+            numbers.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(SideNetwork::new(self.shape.clone(), self.scale.unwrap_or(1.0), numbers))
+    }
+
+    /// Writes the network's folder, as [`SideNetwork::save`] does, with a piece of it in memory at a
+    /// time.
+    ///
+    /// # Errors
+    /// Those of the link and of [`SideNetwork::save`].
+    pub fn save(&mut self, base: &Base, folder: &Path) -> Result<()> {
+        let (shape, scale) = (self.shape.clone(), self.scale.unwrap_or(1.0));
+        super::files::save(&shape, scale, base, folder, &mut |write| self.numbers(write))
+    }
+
+    fn numbers(&mut self, take: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let (mut found, expected, mut taken) = (0, self.shape.len(), Ok(()));
+        let link = self.link.numbers(&mut |piece| {
+            found += piece.len();
+            if taken.is_ok() && found <= expected {
+                taken = take(piece);
+            }
+        });
+        link.map_err(Error::Link)?;
+        taken?;
+        match found == expected {
+            true => Ok(()),
+            false => {
+                let what = format!("{found} numbers of the network where {expected} are due");
+                Err(Error::Link(LinkError::failed(what)))
+            }
         }
-        let (losses, gradient) = engine.head_gradient(pass)?;
-        for (out, row) in output.chunks_exact_mut(hidden).zip(rows) {
-            let row = &gradient[row * hidden..(row + 1) * hidden];
-            kernels.scale(scale, MatRef::new(row, 1, hidden), MatMut::new(out, 1, hidden));
-        }
-        let loss = losses.iter().map(|loss| loss.sum).sum();
-        self.link.gradient(sample, output).map_err(Error::Link)?;
-        Ok(loss)
     }
 }
 
-/// Writes the taps of a sample's positions that have a target.
-#[derive(Debug)]
-struct TapWriter {
-    shape: SideShape,
+fn hidden_size(shape: &SideShape, size: SideSize, pace: SidePace) -> HiddenSize {
+    HiddenSize {
+        hidden: shape.hidden(),
+        rows: size.step_tokens,
+        steps: pace.window + 1,
+        samples: size.samples,
+        kept_bytes: pace.kept_bytes,
+    }
+}
+
+/// Bytes that taps are collected in: a row is begun before [`PIECE`] is full.
+fn piece_bytes(shape: &SideShape) -> usize {
+    PIECE + shape.config().format.row_bytes(shape.hidden())
+}
+
+/// Gives the taps of a sample's rows to the link.
+struct TapSender<'a> {
+    shape: &'a SideShape,
     seed: u64,
-    /// None where taps are only counted.
-    sample: Option<u64>,
-    rows: Vec<usize>,
-    bytes: Vec<u8>,
+    sample: u64,
+    rows: &'a [usize],
+    bytes: &'a mut Vec<u8>,
+    link: &'a mut dyn SideLink,
+    /// The step, and the place in it.
+    at: (u64, usize),
+    failed: Option<LinkError>,
 }
 
-impl TapWriter {
-    fn new(shape: SideShape, tokens: usize, seed: u64) -> Self {
-        let row = shape.config().format.row_bytes(shape.hidden());
-        let bytes = Vec::with_capacity(shape.tapped().len() * tokens * row);
-        Self { shape, seed, sample: None, rows: Vec::with_capacity(tokens), bytes }
-    }
-
-    fn begin(&mut self, pass: &Pass, sample: Option<u64>) {
-        self.sample = sample;
+impl TapSender<'_> {
+    fn give(&mut self) {
+        if !self.bytes.is_empty() && self.failed.is_none() {
+            self.failed = self.link.taps(self.at.0, self.at.1, self.bytes).err();
+        }
         self.bytes.clear();
-        self.rows.clear();
-        self.rows.extend(pass.target_rows());
+    }
+
+    fn end(mut self) -> Result<(), LinkError> {
+        self.give();
+        self.failed.map_or(Ok(()), Err)
     }
 }
 
-impl Taps for TapWriter {
+impl Taps for TapSender<'_> {
     fn tap(&mut self, layer: usize, stream: MatRef<'_>, _: Kernels, _: &mut Pool) {
-        let Some(sample) = self.sample.filter(|_| self.shape.tapped().contains(&layer)) else {
+        if self.failed.is_some() || !self.shape.tapped().contains(&layer) {
             return;
-        };
+        }
         let format = self.shape.config().format;
         let row_bytes = format.row_bytes(stream.cols());
-        for &row in &self.rows {
-            let (layer, position) = (layer as u16, row as u32);
-            let key = TapKey { seed: self.seed, sample, layer, position };
+        for &row in self.rows {
+            let key = TapKey {
+                seed: self.seed,
+                sample: self.sample,
+                layer: layer as u16,
+                position: row as u32,
+            };
             let start = self.bytes.len();
             self.bytes.resize(start + row_bytes, 0);
             let bytes = &mut self.bytes[start..];
             format.encode(TapRounding::Stochastic(key), stream.row(row), bytes);
+            if self.bytes.len() >= PIECE {
+                self.give();
+            }
         }
     }
 
