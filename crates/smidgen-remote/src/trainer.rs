@@ -20,6 +20,20 @@ pub struct SideTrainer {
     outputs: BTreeMap<u64, Tensor>,
 }
 
+/// All that a trainer's next step depends on beside its samples. Each list is in the order of
+/// [`SideShape::tensors`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainerState {
+    /// Updates so far.
+    pub steps: u64,
+    /// The network.
+    pub numbers: Vec<f32>,
+    /// AdamW's running means of gradients.
+    pub means: Vec<f32>,
+    /// And of their squares.
+    pub squares: Vec<f32>,
+}
+
 /// A tensor of the network and what AdamW knows of it.
 #[derive(Debug)]
 struct Trained {
@@ -37,20 +51,71 @@ impl SideTrainer {
     /// # Errors
     /// [`Error::Tensor`].
     pub fn new(network: &SideNetwork, weight_decay: f64, device: Device) -> Result<Self> {
-        let shape = network.shape().clone();
+        let zeros = vec![0.0; network.shape().len()];
+        let state = TrainerState {
+            steps: 0,
+            numbers: network.numbers().to_vec(),
+            means: zeros.clone(),
+            squares: zeros,
+        };
+        Self::resume(network.shape().clone(), weight_decay, &state, device)
+    }
+
+    /// A trainer that goes on from `state`, to the same bits.
+    ///
+    /// # Errors
+    /// A state of another size than the shape's, or not finite; [`Error::Tensor`].
+    pub fn resume(
+        shape: SideShape,
+        weight_decay: f64,
+        state: &TrainerState,
+        device: Device,
+    ) -> Result<Self> {
+        check("numbers of the side network", &state.numbers, shape.len())?;
+        check("numbers of AdamW's means", &state.means, shape.len())?;
+        check("numbers of AdamW's squares", &state.squares, shape.len())?;
         let tensors = shape.tensors().map(|tensor| {
-            let numbers = &network.numbers()[tensor.range.clone()];
-            let value = Tensor::from_slice(numbers, (tensor.rows, tensor.cols), &device)?;
-            let zeros = value.zeros_like()?;
+            let of = |numbers: &[f32]| {
+                let numbers = &numbers[tensor.range.clone()];
+                Tensor::from_slice(numbers, (tensor.rows, tensor.cols), &device)
+            };
             Ok(Trained {
-                value: Var::from_tensor(&value)?,
+                value: Var::from_tensor(&of(&state.numbers)?)?,
                 gradient: None,
-                mean: zeros.clone(),
-                square: zeros,
+                mean: of(&state.means)?,
+                square: of(&state.squares)?,
             })
         });
         let tensors = tensors.collect::<Result<_>>()?;
-        Ok(Self { shape, weight_decay, device, tensors, steps: 0, outputs: BTreeMap::new() })
+        let (steps, outputs) = (state.steps, BTreeMap::new());
+        Ok(Self { shape, weight_decay, device, tensors, steps, outputs })
+    }
+
+    /// What [`SideTrainer::resume`] takes. Between steps: gradients are not part of it.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::Tensor`].
+    pub fn state(&self) -> Result<TrainerState> {
+        let list = |what, of: &dyn Fn(&Trained) -> Tensor| {
+            let mut numbers = Vec::with_capacity(self.shape.len());
+            for tensor in &self.tensors {
+                numbers.extend(of(tensor).flatten_all()?.to_vec1::<f32>()?);
+            }
+            check(what, &numbers, self.shape.len())?;
+            Ok::<_, Error>(numbers)
+        };
+        Ok(TrainerState {
+            steps: self.steps,
+            numbers: list("numbers of the side network", &|t| t.value.as_tensor().clone())?,
+            means: list("numbers of AdamW's means", &|t| t.mean.clone())?,
+            squares: list("numbers of AdamW's squares", &|t| t.square.clone())?,
+        })
+    }
+
+    /// Forgets what was given since the last update.
+    pub fn begin_anew(&mut self) {
+        self.outputs.clear();
+        self.tensors.iter_mut().for_each(|tensor| tensor.gradient = None);
     }
 
     /// The network's output for a sample of this step, rows x hidden: E s_L. It waits for its

@@ -1,5 +1,7 @@
 //! Side tuning over a few batches, for tests.
 
+#![allow(dead_code)]
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -37,10 +39,20 @@ pub fn run(
     window: usize,
     folder: Option<&Path>,
 ) -> SideRun {
+    run_boxed(shape, Box::new(link), window, folder)
+}
+
+/// The same with a link of any kind.
+pub fn run_boxed(
+    shape: &SideShape,
+    link: Box<dyn SideLink>,
+    window: usize,
+    folder: Option<&Path>,
+) -> SideRun {
     let size = SideSize { tokens: TOKENS, step_tokens: BATCH * TOKENS, samples: 8 * BATCH };
     let pace = SidePace { window, ..SidePace::default() };
     let secret = DeviceSecret([7; 32]);
-    SideRun::new(shape.clone(), Box::new(link), (secret, 5), (size, pace), folder).expect("a run")
+    SideRun::new(shape.clone(), link, (secret, 5), (size, pace), folder).expect("a run")
 }
 
 /// Losses before each of the steps, of which there are `last` in all.

@@ -1,0 +1,393 @@
+//! The device's end.
+//!
+//! What it takes beside the device's own memory: a thread with a stack of 512 KiB, of which a tenth is
+//! touched; HTTP/2 windows of 64 KiB a stream and 128 KiB a connection, as many bytes on their way
+//! out, and TLS's buffers; one piece of 64 KiB of a message in each direction, held some three times.
+//! Outputs wait on the server until they are asked for, so nothing grows with a sample; only a device
+//! that begins a step between a step's outputs has one of them held here. Measured as live heap in
+//! `tests/client_memory.rs`.
+
+mod line;
+
+pub use line::{ClientIdentity, RemoteConfig, RemoteError};
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use smidgen_train::{LinkError, SideLink, SideSample, SideShape};
+
+use crate::proto::from_device::Message as Say;
+use crate::proto::from_server::Message as Answer;
+use crate::proto::{
+    Ask, Begin, Gradient, Hash, Limits, OpenRequest, Output, PART_BYTES, Sample, Settings,
+    StepHash, Taps, Update, VERSION, Wanted, read_numbers, to_bytes,
+};
+use line::{Caller, Failure, Line, Taken};
+
+/// The first wait before another try, and the longest.
+const BACK_OFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(15)];
+/// Tries of a step that end with the line's loss, before the run is given up.
+const TRIES_MAX: usize = 20;
+
+/// A session on a server.
+#[derive(Clone, Debug)]
+pub struct RemoteSession {
+    /// Its name: 16 random bytes, the same for all of a run. Who knows them and has the token can go
+    /// on with the session.
+    pub id: [u8; 16],
+    /// The side network.
+    pub shape: SideShape,
+    /// Which frozen model the taps are of, 1 to 64 bytes, such as its file's SHA-256.
+    pub fingerprint: Vec<u8>,
+    /// What the network's start is drawn from, as [`SideShape::start`] does.
+    pub seed: u64,
+    /// Of AdamW, 0 to 1.
+    pub weight_decay: f64,
+    /// The session is on the server already, with the same settings.
+    pub resume: bool,
+}
+
+/// A link to a network that is trained on a server. Not to be used within async code: its calls wait.
+#[derive(Debug)]
+pub struct RemoteLink {
+    caller: Caller,
+    open: OpenRequest,
+    shape: SideShape,
+    limits: Limits,
+    line: Option<Line>,
+    confirmed: u64,
+    /// Begun and not confirmed.
+    steps: VecDeque<Step>,
+    /// Part of an output that came before it was waited for.
+    early: Vec<u8>,
+    /// Times in turn that the line was lost since the last step was confirmed.
+    losses: usize,
+}
+
+/// A step under way, as the device knows it.
+#[derive(Debug)]
+struct Step {
+    number: u64,
+    samples: usize,
+    /// Bytes of taps that were given, by place.
+    given: Vec<u64>,
+    /// Outputs that were asked for.
+    asked: usize,
+    hash: StepHash,
+    /// Rate and hash, once the update was sent.
+    update: Option<(f64, Hash)>,
+}
+
+impl RemoteLink {
+    /// Connects and opens the session, or finds it again. Tries for as long as `config` says.
+    ///
+    /// # Errors
+    /// All of [`RemoteError`].
+    pub fn open(config: RemoteConfig, session: RemoteSession) -> Result<Self, RemoteError> {
+        let RemoteSession { id, shape, fingerprint, seed, weight_decay, resume } = session;
+        let open = OpenRequest {
+            version: VERSION,
+            session: id.to_vec(),
+            settings: Some(Settings::of(&shape)),
+            fingerprint,
+            seed,
+            weight_decay,
+            resume,
+        };
+        let mut link = Self {
+            caller: Caller::new(config)?,
+            open,
+            shape,
+            limits: Limits::default(),
+            line: None,
+            confirmed: 0,
+            steps: VecDeque::new(),
+            early: Vec::new(),
+            losses: 0,
+        };
+        link.connect()?;
+        Ok(link)
+    }
+
+    /// What the server allows. A run with more steps under way, more samples a step or more rows a
+    /// sample is refused.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Has the server forget the session. The network is lost where it was not fetched before.
+    ///
+    /// # Errors
+    /// All of [`RemoteError`].
+    pub fn close(mut self) -> Result<(), RemoteError> {
+        self.line = None;
+        let session = self.open.session.clone();
+        let mut patience = Patience::new(self.caller.retry_for());
+        loop {
+            match self.caller.close(&session) {
+                Ok(()) => return Ok(()),
+                Err(failure) => patience.wait(&self.caller, failure)?,
+            }
+        }
+    }
+
+    /// Connects until there is a line, or no hope.
+    fn connect(&mut self) -> Result<(), RemoteError> {
+        let mut patience = Patience::new(self.caller.retry_for());
+        loop {
+            match self.attach() {
+                Ok(()) => return Ok(()),
+                Err(failure) => patience.wait(&self.caller, failure)?,
+            }
+        }
+    }
+
+    /// One try. What was under way and is not confirmed is over.
+    fn attach(&mut self) -> Result<(), Failure> {
+        self.line = None;
+        self.early.clear();
+        let (mut line, reply) = self.caller.open(&self.open)?;
+        // From here on it is there: a reply that is lost must not have it taken for another's.
+        self.open.resume = true;
+        self.limits = reply.limits.unwrap_or_default();
+        let Answer::Confirmed(confirmed) = self.caller.receive(&mut line)? else {
+            return Err(Failure::unexpected("an answer before Confirmed"));
+        };
+        let ended = self.steps.iter().find(|step| step.number == confirmed.step);
+        if let Some((rate, hash)) = ended.and_then(|step| step.update) {
+            // That it is the same step is for the server to say.
+            let step = confirmed.step;
+            let update = Update { step, rate, hash: hash.to_vec() };
+            self.caller.send(&mut line, Say::Update(update))?;
+            match self.caller.receive(&mut line)? {
+                Answer::Confirmed(again) if again.step == step => {}
+                _ => return Err(Failure::unexpected("another answer than Confirmed")),
+            }
+        }
+        self.is_confirmed(confirmed.step);
+        self.line = Some(line);
+        Ok(())
+    }
+
+    fn is_confirmed(&mut self, step: u64) {
+        if step > self.confirmed {
+            self.losses = 0;
+        }
+        self.confirmed = step;
+        self.steps.retain(|other| other.number > step);
+    }
+
+    /// Behind a failure: connects again. What was under way and not confirmed is to be begun anew:
+    /// whatever is asked of it from here on says so.
+    fn recover(&mut self, failure: Failure) -> Result<(), LinkError> {
+        self.line = None;
+        self.losses += 1;
+        if let Failure::Final(error) = failure {
+            return Err(LinkError::failed(error));
+        }
+        if self.losses > TRIES_MAX {
+            return Err(LinkError::failed(self.caller.gave_up(&failure, TRIES_MAX)));
+        }
+        self.connect().map_err(LinkError::failed)?;
+        self.steps.clear();
+        Ok(())
+    }
+
+    fn lost(&mut self, failure: Failure) -> LinkError {
+        self.recover(failure).err().unwrap_or(LinkError::StartedAnew)
+    }
+
+    fn send(&mut self, message: Say) -> Result<(), Failure> {
+        let line = self.line.as_mut().ok_or_else(|| Failure::unexpected("no line"))?;
+        self.caller.send(line, message)
+    }
+
+    /// The next answer that is not about something confirmed, which is noted.
+    fn receive(&mut self) -> Result<Answer, Failure> {
+        let line = self.line.as_mut().ok_or_else(|| Failure::unexpected("no line"))?;
+        let answer = self.caller.receive(line)?;
+        if let Answer::Confirmed(confirmed) = &answer {
+            self.is_confirmed(confirmed.step);
+        }
+        Ok(answer)
+    }
+
+    /// A step under way, if it is not lost.
+    fn step(&mut self, number: u64) -> Result<&mut Step, LinkError> {
+        let step = self.steps.iter_mut().find(|step| step.number == number);
+        step.ok_or(LinkError::StartedAnew)
+    }
+
+    fn try_begin(&mut self, step: u64, samples: &[SideSample]) -> Result<Vec<bool>, Failure> {
+        let mut hash = StepHash::new(step);
+        let sent = samples.iter().map(|sample| {
+            let rows = u32::try_from(sample.rows).unwrap_or(u32::MAX);
+            hash.sample(&sample.key, rows);
+            Sample { key: sample.key.to_vec(), rows }
+        });
+        let sent = sent.collect();
+        self.send(Say::Begin(Begin { step, samples: sent }))?;
+        let samples = samples.len();
+        let given = vec![0; samples];
+        self.steps.push_back(Step { number: step, samples, given, asked: 0, hash, update: None });
+        let bits = loop {
+            match self.receive()? {
+                Answer::Wanted(Wanted { step: of, bits }) if of == step => break bits,
+                Answer::Output(output) => self.early.extend_from_slice(&output.bytes),
+                Answer::Confirmed(_) => {}
+                Answer::Wanted(_) => return Err(Failure::unexpected("another step's answer")),
+            }
+        };
+        let wanted =
+            (0..samples).map(|at| bits.get(at / 8).is_some_and(|b| b >> (at % 8) & 1 == 1));
+        Ok(wanted.collect())
+    }
+
+    fn ask(&mut self, step: u64, place: usize) -> Result<(), Failure> {
+        let Some(under_way) = self.steps.iter_mut().find(|s| s.number == step) else {
+            return Err(Failure::unexpected("a step that is not under way"));
+        };
+        if under_way.asked == place && place < under_way.samples {
+            under_way.asked += 1;
+            self.send(Say::Ask(Ask { step, place: place as u32 }))?;
+        }
+        Ok(())
+    }
+
+    fn try_output(&mut self, step: u64, place: usize, out: &mut [f32]) -> Result<(), Failure> {
+        self.ask(step, place)?;
+        let due = 4 * out.len();
+        let early = std::mem::take(&mut self.early);
+        if early.len() > due || !early.len().is_multiple_of(4) {
+            return Err(Failure::unexpected("an output of another size"));
+        }
+        read_numbers(&early, out);
+        let mut done = early.len();
+        while done < due {
+            match self.receive()? {
+                Answer::Output(Output { step: of, place: at, offset, bytes }) => {
+                    let is_due = of == step && at as usize == place && offset == done as u64;
+                    if !is_due || bytes.len() > due - done || !bytes.len().is_multiple_of(4) {
+                        return Err(Failure::unexpected("another output than what is due"));
+                    }
+                    read_numbers(&bytes, &mut out[done / 4..]);
+                    done += bytes.len();
+                }
+                Answer::Confirmed(_) => {}
+                Answer::Wanted(_) => return Err(Failure::unexpected("an answer to no Begin")),
+            }
+        }
+        // So that it is there when this one's gradient was given.
+        self.ask(step, place + 1)
+    }
+}
+
+impl SideLink for RemoteLink {
+    fn confirmed(&mut self) -> Result<u64, LinkError> {
+        Ok(self.confirmed)
+    }
+
+    fn begin(&mut self, step: u64, samples: &[SideSample]) -> Result<Vec<bool>, LinkError> {
+        if step != self.confirmed + self.steps.len() as u64 + 1 {
+            return Err(LinkError::StartedAnew);
+        }
+        self.try_begin(step, samples).map_err(|failure| self.lost(failure))
+    }
+
+    fn taps(&mut self, step: u64, place: usize, bytes: &[u8]) -> Result<(), LinkError> {
+        for bytes in bytes.chunks(PART_BYTES) {
+            let Some(given) = self.step(step)?.given.get_mut(place) else {
+                return Err(LinkError::failed(format!("step {step} has no place {place}")));
+            };
+            let offset = *given;
+            *given += bytes.len() as u64;
+            let taps = Taps { step, place: place as u32, offset, bytes: bytes.to_vec() };
+            self.send(Say::Taps(taps)).map_err(|failure| self.lost(failure))?;
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, step: u64, place: usize, output: &mut [f32]) -> Result<(), LinkError> {
+        self.step(step)?;
+        self.try_output(step, place, output).map_err(|failure| self.lost(failure))
+    }
+
+    fn gradient(&mut self, step: u64, place: usize, gradient: &[f32]) -> Result<(), LinkError> {
+        let mut offset = 0;
+        for numbers in gradient.chunks(PART_BYTES / 4) {
+            let bytes = to_bytes(numbers);
+            self.step(step)?.hash.gradient(&bytes);
+            let length = bytes.len() as u64;
+            let gradient = Gradient { step, place: place as u32, offset, bytes };
+            self.send(Say::Gradient(gradient)).map_err(|failure| self.lost(failure))?;
+            offset += length;
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, step: u64, rate: f64) -> Result<(), LinkError> {
+        let under_way = self.step(step)?;
+        let hash = under_way.hash.clone().end(rate);
+        under_way.update = Some((rate, hash));
+        let update = Update { step, rate, hash: hash.to_vec() };
+        self.send(Say::Update(update)).map_err(|failure| self.lost(failure))
+    }
+
+    fn confirm(&mut self, step: u64) -> Result<(), LinkError> {
+        while self.confirmed < step {
+            self.step(step)?;
+            match self.receive() {
+                Ok(Answer::Output(output)) => self.early.extend_from_slice(&output.bytes),
+                Ok(Answer::Confirmed(_)) => {}
+                Ok(Answer::Wanted(_)) => {
+                    return Err(self.lost(Failure::unexpected("an answer to no Begin")));
+                }
+                // It may be done all the same.
+                Err(failure) => self.recover(failure)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn numbers(&mut self, take: &mut dyn FnMut(&[f32])) -> Result<(), LinkError> {
+        let session = self.open.session.clone();
+        let mut taken = Taken::none(self.shape.len());
+        loop {
+            let tried = match self.line.as_mut() {
+                Some(line) => self.caller.network(line, &session, &mut taken, take),
+                None => Err(Failure::unexpected("no line")),
+            };
+            let Err(failure) = tried else { return Ok(()) };
+            self.recover(failure)?;
+        }
+    }
+}
+
+/// How long it is tried, and the waits between.
+struct Patience {
+    until: Instant,
+    retry_for: Duration,
+    wait: Duration,
+}
+
+impl Patience {
+    fn new(retry_for: Duration) -> Self {
+        Self { until: Instant::now() + retry_for, retry_for, wait: BACK_OFF[0] }
+    }
+
+    /// Waits before the next try, if there is to be one: half of the wait is by chance, so that
+    /// devices don't come back all at once.
+    fn wait(&mut self, caller: &Caller, failure: Failure) -> Result<(), RemoteError> {
+        let why = match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Lost(why) => why,
+        };
+        let wait = self.wait.mul_f64(0.5 + 0.5 * line::chance());
+        if Instant::now() + wait >= self.until {
+            return Err(caller.unreachable(&why, self.retry_for));
+        }
+        std::thread::sleep(wait);
+        self.wait = (2 * self.wait).min(BACK_OFF[1]);
+        Ok(())
+    }
+}
