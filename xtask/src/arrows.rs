@@ -27,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("smidgen-remote", TRAIN_AND_BELOW),
-    ("smidgen", TRAIN_AND_BELOW),
+    ("smidgen", &["smidgen-remote", "smidgen-train"]),
     ("smidgen-cli", &["smidgen"]),
     ("xtask", &[]),
 ];

@@ -5,6 +5,8 @@ mod convert;
 mod data;
 mod lora;
 mod optimizer;
+mod serve;
+mod side;
 mod train;
 
 use std::path::PathBuf;
@@ -19,6 +21,8 @@ pub use lora::{InitLora, LoraArgs};
 pub use optimizer::{
     LayerOrderName, MethodArgs, MethodName, OptimizerArgs, OptimizerName, Schedule,
 };
+pub use serve::{LogForm, ServeArgs};
+pub use side::{SideArgs, SideGateName};
 pub use train::{CompareArgs, PlanArgs, SpoolType, TrainArgs};
 
 /// Fine-tune a language model inside a memory budget you name.
@@ -44,6 +48,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Train by several methods from the same start on the same data, side by side
     Compare(CompareArgs),
+    /// Train side networks for devices that only run forward
+    Serve(ServeArgs),
     /// Measure the loss of a model, with or without an adapter
     Eval(EvalArgs),
     /// Go on with a text

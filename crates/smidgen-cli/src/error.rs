@@ -18,6 +18,10 @@ pub enum Failure {
     Budget(String),
     /// A file of the command line's own.
     File(String),
+    /// The server can't run.
+    Server(String),
+    /// The server that trains is lost, after so many steps of the run.
+    LinkLost { what: String, done: u64, steps: u64 },
     /// A signal came; the exit code that belongs to it.
     Interrupted(u8),
 }
@@ -42,7 +46,7 @@ impl Failure {
             },
             Self::Usage(_) => 2,
             Self::Budget(_) => 3,
-            Self::File(_) => 1,
+            Self::File(_) | Self::Server(_) | Self::LinkLost { .. } => 1,
             Self::Interrupted(code) => *code,
         }
     }
@@ -66,7 +70,10 @@ impl fmt::Display for Failure {
                 let next = if told.contains("; ") { "" } else { next_step_of(error) };
                 write!(f, "{told}{next}")
             }
-            Self::Usage(what) | Self::Budget(what) | Self::File(what) => f.write_str(what),
+            Self::Usage(what) | Self::Budget(what) | Self::File(what) | Self::Server(what) => {
+                f.write_str(what)
+            }
+            Self::LinkLost { what, .. } => f.write_str(what),
             Self::Interrupted(_) => f.write_str("interrupted"),
         }
     }

@@ -30,7 +30,7 @@ use crate::stop::Stop;
 fn main() -> ExitCode {
     let parsed = config_file::expand(std::env::args_os().collect(), &Cli::command())
         .and_then(|typed| Ok((Cli::try_parse_from(&typed)?, typed)));
-    let cli = match parsed {
+    let mut cli = match parsed {
         Ok((mut cli, typed)) => {
             if let Command::Compare(args) = &mut cli.command {
                 args.typed = typed[2..].to_vec();
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    match run(&cli.command) {
+    match run(&mut cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::Interrupted(_)) {
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<()> {
+fn run(command: &mut Command) -> Result<()> {
     let stop =
         Stop::install().map_err(|e| Failure::File(format!("cannot watch for signals: {e}")))?;
     let result = match command {
@@ -63,6 +63,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Plan(args) => commands::plan::run(&args.train, args.curve.as_ref(), &stop),
         Command::Train(args) => commands::train::run(args, &stop),
         Command::Compare(args) => commands::compare::run(args, &stop),
+        Command::Serve(args) => commands::serve::run(args, &stop),
         Command::Eval(args) => commands::eval::run(args, &stop),
         Command::Generate(args) => commands::generate::run(args, &stop),
         Command::Export(args) => commands::export::run(args),

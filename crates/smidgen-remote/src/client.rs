@@ -79,6 +79,9 @@ struct Step {
 }
 
 impl RemoteLink {
+    /// Bytes that a link takes on the device, at most: what is told above, TLS among it.
+    pub const HELD_BYTES: u64 = 1_000_000;
+
     /// Connects and opens the session, or finds it again. Tries for as long as `config` says.
     ///
     /// # Errors

@@ -198,6 +198,11 @@ impl Server {
         self.metrics_addr
     }
 
+    /// Whether it has ended, by itself or because it was told to.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(|thread| thread.is_finished())
+    }
+
     /// Has it end: no new connections, and streams end behind the work at hand. Does not wait.
     pub fn stop(&self) {
         self.stop.send_replace(true);

@@ -138,8 +138,17 @@ pub use smidgen_train::{Convert, Converted, ConvertedTensor, Format, GgufKind, e
 
 // Side networks.
 pub use smidgen_train::{
-    SideConfig, SideGate, SideNetwork, SideShape, SideTensor, TapFormat, Tuning,
+    DeviceSecret, LinkError, SampleKey, SessionName, Side, SideConfig, SideGate, SideLink,
+    SideNetwork, SidePace, SideSample, SideShape, SideStart, SideTensor, TapFormat, Tuning,
 };
+
+// The device's way to a server that trains them.
+#[cfg(feature = "client")]
+pub use smidgen_remote::{ClientIdentity, RemoteConfig, RemoteError, RemoteLink, RemoteSession};
+
+// That server.
+#[cfg(feature = "server")]
+pub use smidgen_remote::{Limits, Server, ServerConfig, ServerError, ServerTls, Token};
 
 // Scoring and generating.
 pub use smidgen_train::{Conversation, Evaluation, Evaluator, GenerateConfig};

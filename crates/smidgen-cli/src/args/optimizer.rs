@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimizerArgs {
-    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 3e-4 for mezo]
+    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 3e-4 for mezo, 1e-3
+    /// for side]
     #[arg(long, value_name = "RATE", visible_alias = "lr", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
     /// How the rate goes on after warm-up
@@ -94,6 +95,9 @@ pub enum MethodName {
     Lcsb,
     /// Two forward passes and no gradient
     Mezo,
+    /// A network beside the model, which a server trains while this machine only runs forward
+    #[value(alias = "mobillm")]
+    Side,
 }
 
 /// Which layers have their turn.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use smidgen::MemoryBudget;
 
-use super::{LoraArgs, MachineArgs, MethodName, ModelArgs, OptimizerArgs, OutputArgs, WindowArgs};
+use super::{
+    LoraArgs, MachineArgs, MethodName, ModelArgs, OptimizerArgs, OutputArgs, SideArgs, WindowArgs,
+};
 use crate::memory_trace::TraceFile;
 
 #[derive(Args, Debug)]
@@ -39,6 +41,8 @@ pub struct TrainArgs {
     pub lora: LoraArgs,
     #[command(flatten)]
     pub optimizer: OptimizerArgs,
+    #[command(flatten)]
+    pub side: SideArgs,
     #[command(flatten)]
     pub watch: WatchArgs,
     #[command(flatten)]

@@ -238,7 +238,7 @@ fn one(
     let first = first_batch(&data.train, settings.batch_size * settings.grad_accumulation_steps)?;
     let planned = Planned::new(base, data.train, longest, settings.clone())?;
     train::say_method(ui, args, &settings.method);
-    let mut session = planned.start()?;
+    let mut session = train::start(planned, args, &run_folder, None, stop)?;
     let mut progress = Progress::new("step", session.steps());
     let every = args.watch.steps_per_eval.unwrap_or_else(|| session.steps().div_ceil(10).max(1));
     let curve =

@@ -16,7 +16,9 @@ pub mod quantize;
 pub mod replay;
 mod run_data;
 mod samples;
+pub mod serve;
 mod settings;
+mod side_link;
 mod synth;
 pub mod train;
 

@@ -7,7 +7,7 @@ use smidgen::{CurvePoint, MemoryBudget, Plan, Planned, curve_ahead, plan_ahead, 
 
 use super::run_data::{RunData, RunFiles, say_packs};
 use super::settings::{check_ahead, config, longest, with_rates};
-use super::train::{say_adapter, say_data};
+use super::train::{say_data, say_trained};
 use super::{open_model, say_model, say_notes, temporary_folder};
 use crate::args::TrainArgs;
 use crate::chart::curve::curve_svg;
@@ -59,7 +59,7 @@ pub fn run(args: &TrainArgs, curve: Option<&Option<PathBuf>>, stop: &Stop) -> Re
     let longest = data.longest_evaluation();
     let planned = Planned::new(base, data.train, longest, config)?;
     say_packs(&ui, planned.data(), planned.packs());
-    say_adapter(&ui, planned.adapter());
+    say_trained(&ui, &planned)?;
     if curve.is_some() {
         return tell_curve(&ui, &planned.curve(), picture, Report::of(planned.base()));
     }

@@ -74,8 +74,7 @@ impl Samples {
         };
         let longest = self.chosen.iter().map(|s| s.prompt.len()).max().unwrap_or(1);
         let (rows, positions) = (longest.min(PROMPT_ROWS), longest + self.tokens);
-        let made =
-            Evaluator::to_generate(base, tuning, rows, positions, self.threads, self.budget);
+        let made = Evaluator::to_generate(base, tuning, rows, positions, self.threads, self.budget);
         let mut evaluator = match made {
             Err(error) if error.kind() == Kind::Budget => return Ok(None),
             made => made?,

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use smidgen::{
     AdapterStart, Base, Error, InitLoraWeights, LayerOrder, Lcsb, Length, LoraConfig, Method, Mezo,
-    OptimizerConfig, Rates, Shape, SpoolFormat, TargetModules, TrainConfig, fits_ahead, plan_ahead,
+    OptimizerConfig, Rates, RemoteLink, Shape, Side, SideConfig, SideGate, SidePace, SpoolFormat,
+    TapFormat, TargetModules, TrainConfig, fits_ahead, plan_ahead,
 };
 
 use crate::args::{
     InitLora, LayerOrderName, LoraArgs, MethodArgs, MethodName, OptimizerArgs, OptimizerName,
-    Schedule, SpoolType, TrainArgs,
+    Schedule, SideArgs, SideGateName, SpoolType, TrainArgs,
 };
 use crate::error::{Failure, Result};
 use crate::rates;
@@ -23,7 +24,10 @@ pub fn config(args: &TrainArgs, base: &Base) -> Result<TrainConfig> {
     let optimizer = &args.optimizer;
     let lora = lora(&args.lora, base)?;
     let layers = lora.num_layers.unwrap_or(base.info().layers);
-    let method = method(args, layers)?;
+    let method = match args.optimizer.method.method {
+        MethodName::Side => Method::Side(side(args, base)?),
+        _ => method(args, layers)?,
+    };
     let name = optimizer.optimizer.unwrap_or(usual_optimizer(optimizer.method.method));
     let usual_rate = || usual_learning_rate(&method, name, optimizer.momentum.unwrap_or(0.0));
     Ok(TrainConfig {
@@ -72,15 +76,8 @@ fn method(args: &TrainArgs, layers: usize) -> Result<Method> {
         ("--zo-eps", zo_eps.is_some(), MethodName::Mezo),
         ("--zo-samples", zo_samples.is_some(), MethodName::Mezo),
     ];
-    for (flag, is_given, of) in flags {
-        if is_given && of != *method {
-            let of = of.to_possible_value().expect("no name is hidden");
-            let name = of.get_name();
-            return Err(Failure::usage(format!(
-                "{flag} belongs to --method {name}; leave it out, or take that method"
-            )));
-        }
-    }
+    let side = side_flags(&args.side).map(|(flag, is_given)| (flag, is_given, MethodName::Side));
+    refuse_others(flags.into_iter().chain(side), *method)?;
     if *method == MethodName::Mesp && args.machine.asked_memory.is_some() {
         return Err(Failure::usage(
             "--method mesp stands for --method exact --memory min; leave --memory out, or take \
@@ -88,7 +85,7 @@ fn method(args: &TrainArgs, layers: usize) -> Result<Method> {
         ));
     }
     Ok(match usual_method(*method, layers) {
-        Method::Exact => Method::Exact,
+        usual @ (Method::Exact | Method::Side(_)) => usual,
         Method::Lcsb(usual) => Method::Lcsb(Lcsb {
             layers_per_step: layers_per_step.unwrap_or(usual.layers_per_step),
             order: match layer_order {
@@ -104,12 +101,100 @@ fn method(args: &TrainArgs, layers: usize) -> Result<Method> {
     })
 }
 
+/// Refuses flags that belong to another method.
+fn refuse_others(
+    mut flags: impl Iterator<Item = (&'static str, bool, MethodName)>,
+    method: MethodName,
+) -> Result<()> {
+    match flags.find(|(_, is_given, of)| *is_given && *of != method) {
+        None => Ok(()),
+        Some((flag, _, of)) => {
+            let of = of.to_possible_value().expect("no name is hidden");
+            let name = of.get_name();
+            Err(Failure::usage(format!(
+                "{flag} belongs to --method {name}; leave it out, or take that method"
+            )))
+        }
+    }
+}
+
+/// The flags of side tuning, and whether they are given.
+fn side_flags(args: &SideArgs) -> [(&'static str, bool); 9] {
+    [
+        ("--server", args.server.is_some()),
+        ("--first-tap", args.first_tap.is_some()),
+        ("--tap-every", args.tap_every.is_some()),
+        ("--tap-bits", args.tap_bits.is_some()),
+        ("--side-width", args.side_width.is_some()),
+        ("--side-reduction", args.side_reduction.is_some()),
+        ("--side-gate", args.side_gate.is_some()),
+        ("--window", args.window.is_some()),
+        ("--keep-hidden", args.keep_hidden.is_some()),
+    ]
+}
+
+/// Side tuning: the flags over what is usual for the model.
+fn side(args: &TrainArgs, base: &Base) -> Result<Side> {
+    let MethodArgs { layers_per_step, layer_order, zo_eps, zo_samples, .. } =
+        &args.optimizer.method;
+    let lora = &args.lora;
+    let others = [
+        ("--layers-per-step", layers_per_step.is_some(), MethodName::Lcsb),
+        ("--layer-order", layer_order.is_some(), MethodName::Lcsb),
+        ("--zo-eps", zo_eps.is_some(), MethodName::Mezo),
+        ("--zo-samples", zo_samples.is_some(), MethodName::Mezo),
+        ("--lora-rank", lora.lora_rank.is_some(), MethodName::Exact),
+        ("--lora-alpha", lora.lora_alpha.is_some(), MethodName::Exact),
+        ("--lora-dropout", lora.lora_dropout.is_some(), MethodName::Exact),
+        ("--use-rslora", lora.use_rslora, MethodName::Exact),
+        ("--target-modules", lora.target_modules.is_some(), MethodName::Exact),
+        ("--num-layers", lora.num_layers.is_some(), MethodName::Exact),
+        ("--init-adapter", lora.init_adapter.is_some(), MethodName::Exact),
+        ("--init-lora-weights", lora.init_lora_weights != InitLora::Default, MethodName::Exact),
+    ];
+    refuse_others(others.into_iter(), MethodName::Side)?;
+    let given = &args.side;
+    let usual = SideConfig::usual(base.info().layers);
+    let pace = SidePace::default();
+    Ok(Side {
+        network: SideConfig {
+            first_tap: given.first_tap.unwrap_or(usual.first_tap),
+            every: given.tap_every.unwrap_or(usual.every),
+            width: given.side_width.unwrap_or(usual.width),
+            reduction: given.side_reduction.unwrap_or(usual.reduction),
+            gate: match given.side_gate {
+                None => usual.gate,
+                Some(SideGateName::Sum) => SideGate::Sum,
+                Some(SideGateName::Ladder) => SideGate::Ladder,
+            },
+            format: match given.tap_bits {
+                None => usual.format,
+                Some(16) => TapFormat::F16,
+                Some(8) => TapFormat::Q8,
+                Some(4) => TapFormat::Q4,
+                Some(bits) => {
+                    return Err(Failure::usage(format!("--tap-bits {bits}: it is 16, 8 or 4")));
+                }
+            },
+        },
+        pace: SidePace {
+            window: given.window.unwrap_or(pace.window),
+            kept_bytes: given.keep_hidden.map_or(pace.kept_bytes, |bytes| bytes.0),
+            link_bytes: RemoteLink::HELD_BYTES,
+        },
+    })
+}
+
 /// A method with its usual settings, in a model of which `layers` are trained.
 pub fn usual_method(name: MethodName, layers: usize) -> Method {
     match name {
         MethodName::Exact | MethodName::Mesp => Method::Exact,
         MethodName::Lcsb => Method::Lcsb(Lcsb::half(layers)),
         MethodName::Mezo => Method::Mezo(Mezo::default()),
+        MethodName::Side => Method::Side(Side {
+            network: SideConfig::usual(layers),
+            pace: SidePace { link_bytes: RemoteLink::HELD_BYTES, ..SidePace::default() },
+        }),
     }
 }
 
@@ -117,7 +202,9 @@ pub fn usual_method(name: MethodName, layers: usize) -> Method {
 pub fn usual_optimizer(method: MethodName) -> OptimizerName {
     match method {
         MethodName::Mezo => OptimizerName::Sgd,
-        MethodName::Exact | MethodName::Mesp | MethodName::Lcsb => OptimizerName::Adamw,
+        MethodName::Exact | MethodName::Mesp | MethodName::Lcsb | MethodName::Side => {
+            OptimizerName::Adamw
+        }
     }
 }
 
@@ -125,6 +212,7 @@ pub fn usual_optimizer(method: MethodName) -> OptimizerName {
 fn usual_learning_rate(method: &Method, optimizer: OptimizerName, momentum: f64) -> f64 {
     match (method, optimizer) {
         (Method::Mezo(_), _) => 3e-4,
+        (Method::Side(_), _) => 1e-3,
         (_, OptimizerName::Sgd) => 0.1 * (1.0 - momentum),
         (_, OptimizerName::Adamw | OptimizerName::Adamw8bit) => 5e-4,
     }

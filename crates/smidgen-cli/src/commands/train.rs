@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 use smidgen::{
     Adapter, AdapterShape, Base, Budget, Dataset, LoftqReport, LoraConfig, MemoryBudget, Method,
     Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, Tuning,
-    export_gguf,
-    plan_ahead, plan_prepare,
+    export_gguf, plan_ahead, plan_prepare,
 };
 
 use super::run_data::{RunData, RunFiles, say_packs};
 use super::samples::{self, Samples};
-use super::settings::{check_ahead, config, with_rates};
-use super::{open_model, plan, say_model, say_notes};
-use crate::args::{MethodName, TrainArgs};
+use super::settings::{check_ahead, config, usual_method, with_rates};
+use super::{open_model, plan, say_model, say_notes, side_link};
+use crate::args::{MethodName, SideArgs, TrainArgs};
 use crate::created::Created;
 use crate::error::{Failure, Result};
 use crate::memory_trace;
@@ -39,15 +38,35 @@ pub struct Trained {
     pub interrupted: Option<u8>,
 }
 
-pub fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
+pub fn run(args: &mut TrainArgs, stop: &Stop) -> Result<()> {
     if args.dry_run {
         return plan::run(args, None, stop);
     }
     let ui = Ui::new(args.out);
-    let trained =
-        train(args.window.chat.template.apply(open_model(&args.model)?), args, &ui, stop)?;
+    let open = |args: &TrainArgs| -> Result<Base> {
+        Ok(args.window.chat.template.apply(open_model(&args.model)?))
+    };
+    let trained = match train(open(args)?, args, &ui, stop) {
+        Err(Failure::LinkLost { what, done, steps }) if args.side.fallback.is_some() => {
+            ui::warn(&format!("{what}\nGoing on here, after {done} of {steps} steps."));
+            fall_back(args, steps - done);
+            train(open(args)?, args, &ui, stop)?
+        }
+        trained => trained?,
+    };
     ui.report(&trained.report)?;
     trained.interrupted.map_or(Ok(()), |code| Err(Failure::Interrupted(code)))
+}
+
+/// Makes the flags those of a run here, by the exact gradient, for the steps that are left.
+fn fall_back(args: &mut TrainArgs, left: u64) {
+    args.optimizer.method.method = MethodName::Exact;
+    // What the network's rate was says nothing of an adapter's.
+    args.optimizer.learning_rate = None;
+    args.side = SideArgs::default();
+    args.output = args.output.as_ref().map(|out| out.join("local"));
+    (args.length.iters, args.length.epochs) = (Some(left), None);
+    (args.watch.resume, args.watch.force) = (false, true);
 }
 
 /// Trains as the flags say and saves the adapter.
@@ -58,6 +77,11 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     memory_trace::begin(&args.watch.memory_trace, base.meter());
     let config = config(args, &base)?;
     check_ahead(args, &base, &config)?;
+    if args.side.fallback.is_some() {
+        // What it falls back to is to fit as well.
+        let method = usual_method(MethodName::Exact, base.info().layers);
+        check_ahead(args, &base, &TrainConfig { method, ..config.clone() })?;
+    }
     let files = RunFiles::find(args, data)?;
     files.check_ahead(&base, args.memory())?;
     let config = with_rates(args, config)?;
@@ -92,21 +116,29 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
         report.notes.push(what);
     }
     say_packs(ui, planned.data(), planned.packs());
-    say_adapter(ui, planned.adapter());
+    say_trained(ui, &planned)?;
     say_method(ui, args, &method);
-    let mut evaluated = None;
     if let Some(state) = state {
-        let (done, steps) = (state.steps_done(), planned.steps());
+        report.resumed_steps = Some(state.steps_done());
         planned = planned.resume(state, args.watch.force)?;
-        evaluated = folder.resume(done, steps)?;
-        ui.say(&format!("resumed   after step {done} of {steps}"));
-        report.resumed_steps = Some(done);
     }
     say_notes(ui, &report.notes);
     report.notes.extend(data.notes);
     ui.say(&format!("\n{}\n", table::plan(planned.plan(), report.prepare_planned_bytes)));
 
-    let mut session = start(planned, stop)?;
+    let resumed = report.resumed_steps;
+    let mut session = start(planned, args, &folder, resumed, stop)?;
+    let mut evaluated = None;
+    if resumed.is_some() {
+        // A server may have confirmed steps that were not saved here any more.
+        let (done, steps) = (session.steps_done(), session.steps());
+        evaluated = folder.resume(done, steps)?;
+        ui.say(&format!("resumed   after step {done} of {steps}"));
+        report.resumed_steps = Some(done);
+    } else if let Method::Side(_) = method {
+        // From here on the server has a session of this folder's name.
+        session.save_state(&folder.state())?;
+    }
     if let Some(loftq) = session.loftq() {
         say_loftq(ui, loftq);
         report.loftq_relative_errors = Some(loftq.relative_errors());
@@ -136,7 +168,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
             out.display()
         ));
     }
-    ended?;
+    ended.map_err(|failure| lost(failure, session.steps_done(), session.steps()))?;
     let interrupted = stop.exit_code().filter(|_| !watch.is_complete(&session));
     watch.fill(&mut report, &session);
     let end = match (interrupted, session.is_finished()) {
@@ -174,14 +206,37 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     Ok(Trained { base, report, interrupted })
 }
 
-/// The run's session; where the adapter starts with LoftQ, that takes its time.
-fn start(planned: Planned, stop: &Stop) -> Result<Session> {
+/// The run's session, for a side network on its server; where the adapter starts with LoftQ, that
+/// takes its time.
+pub fn start(
+    planned: Planned,
+    args: &TrainArgs,
+    folder: &RunFolder,
+    resumed: Option<u64>,
+    stop: &Stop,
+) -> Result<Session> {
+    if args.optimizer.method.method == MethodName::Side {
+        let steps = planned.steps();
+        let link = side_link::open(&args.side, &planned, folder, resumed.is_some());
+        let (link, secret) = link.map_err(|failure| lost(failure, resumed.unwrap_or(0), steps))?;
+        return Ok(planned.start_side(Box::new(link), secret)?);
+    }
     let mut progress = Progress::new("projection", 0);
     let started = planned.start_watched(stop.flag(), &mut |done, total| {
         progress.at(done as u64, total as u64, || "corrected".to_owned());
     });
     progress.clear();
     Ok(started?)
+}
+
+/// A failure after so many steps, as what it is if the server is lost.
+fn lost(failure: Failure, done: u64, steps: u64) -> Failure {
+    match failure {
+        Failure::Library(smidgen::Error::Link(_)) | Failure::Server(_) => {
+            Failure::LinkLost { what: failure.to_string(), done, steps }
+        }
+        failure => failure,
+    }
 }
 
 fn say_loftq(ui: &Ui, loftq: &LoftqReport) {
@@ -453,7 +508,20 @@ pub fn say_data(ui: &Ui, path: &Path, data: &Dataset) {
     ));
 }
 
-pub fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
+/// Tells what kind of thing is trained, and how large it is.
+pub fn say_trained(ui: &Ui, planned: &Planned) -> Result<()> {
+    match planned.side()? {
+        Some(start) => {
+            let numbers = grouped(start.shape.len() as u64);
+            let taps = count(start.shape.tapped().len() as u64, "tapped layer");
+            ui.say(&format!("network   beside the model, of {taps}, {numbers} numbers to train"));
+        }
+        None => say_adapter(ui, planned.adapter()),
+    }
+    Ok(())
+}
+
+fn say_adapter(ui: &Ui, adapter: &AdapterShape) {
     let LoraConfig { rank, alpha, use_rslora, .. } = adapter.config();
     let numbers = grouped(adapter.len() as u64);
     let stabilised = if *use_rslora { " over the root of the rank" } else { "" };

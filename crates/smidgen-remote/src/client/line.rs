@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -248,7 +249,7 @@ impl Caller {
 
     pub fn send(&self, line: &mut Line, message: Say) -> Result<(), Failure> {
         let message = FromDevice { message: Some(message) };
-        let sent = self.handle.block_on(timeout(self.config.timeout, line.say.send(message)));
+        let sent = self.within(line.say.send(message));
         match sent {
             Ok(Ok(())) => Ok(()),
             Err(_) => Err(Failure::Lost("the server took nothing any more".to_owned())),
@@ -310,7 +311,7 @@ impl Caller {
     }
 
     fn connect(&self) -> Result<Client, Failure> {
-        let connected = self.handle.block_on(timeout(self.config.timeout, self.endpoint.connect()));
+        let connected = self.within(self.endpoint.connect());
         let channel = match connected {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(self.failure(chain(&error), &error, None)),
@@ -321,9 +322,14 @@ impl Caller {
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
+    /// Waits, as long as is allowed. The clock is made where the runtime is.
+    fn within<T>(&self, future: impl Future<Output = T>) -> Result<T, Elapsed> {
+        self.handle.block_on(async { timeout(self.config.timeout, future).await })
+    }
+
     /// Waits for an answer, as long as is allowed.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Failure> {
-        match self.handle.block_on(timeout(self.config.timeout, answer)) {
+        match self.within(answer) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status)) => {
                 let mut text = status.message().to_owned();

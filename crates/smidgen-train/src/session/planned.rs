@@ -211,12 +211,18 @@ impl Planned {
 
     /// The network of a run of side tuning, with what decides how it is trained; none for other
     /// methods.
-    pub fn side(&self) -> Option<SideStart<'_>> {
-        let Method::Side(side) = self.config.method else { return None };
+    ///
+    /// # Errors
+    /// The model file can't be read any more.
+    pub fn side(&self) -> Result<Option<SideStart>> {
+        let Method::Side(side) = self.config.method else { return Ok(None) };
         let info = self.base.info();
-        let shape = SideShape::new(side.network, info.layers, info.hidden).ok()?;
-        let weight_decay = self.config.optimizer.weight_decay();
-        Some(SideStart { base: &self.base, shape, seed: self.config.seed, weight_decay })
+        Ok(Some(SideStart {
+            shape: SideShape::new(side.network, info.layers, info.hidden)?,
+            fingerprint: self.base.record()?.fingerprint.as_bytes().to_vec(),
+            seed: self.config.seed,
+            weight_decay: self.config.optimizer.weight_decay(),
+        }))
     }
 
     /// Makes all that the plan lists.
@@ -326,11 +332,11 @@ impl Planned {
 
 /// How a side network begins, for who trains it.
 #[derive(Debug)]
-pub struct SideStart<'a> {
-    /// The model that it is beside.
-    pub base: &'a Base,
+pub struct SideStart {
     /// Its tensors.
     pub shape: SideShape,
+    /// Which model it is beside.
+    pub fingerprint: Vec<u8>,
     /// Its numbers at the start are [`SideShape::start`] of this.
     pub seed: u64,
     /// AdamW's decoupled weight decay.

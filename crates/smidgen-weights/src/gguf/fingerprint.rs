@@ -67,6 +67,13 @@ fn update(hash: &mut Sha256, bytes: &[u8]) {
     hash.update(bytes);
 }
 
+impl Fingerprint {
+    /// Its 32 bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

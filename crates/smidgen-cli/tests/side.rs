@@ -1,0 +1,262 @@
+//! Side tuning by real processes: `smidgen serve` and devices that train on it, killed and gone on,
+//! many at once, refused, and left without their server.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Place, stderr};
+use serde_json::Value;
+
+/// Devices at once. `SMIDGEN_DEVICES` of them in the test that is not run by default.
+const DEVICES: usize = 6;
+
+const RUN: &str = "train -m MODEL --data DATA --method side --server-token token --batch-size 4 \
+                   --side-width 16 --learning-rate 3e-3 --threads 1 --assume-rates reference";
+
+/// A server that is killed with its test.
+struct Server {
+    child: Child,
+    url: String,
+    /// What it says goes on here, so that it never waits for a reader.
+    _said: thread::JoinHandle<()>,
+}
+
+impl Server {
+    /// A server of the folder `state`, at a port, 0 for any.
+    fn start(place: &Place, port: u16, more: &str) -> Self {
+        let line = format!("serve --state state --listen 127.0.0.1:{port} {more}");
+        let mut child = place.command(&line).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let url = loop {
+            let line = lines.next().expect("a server that starts").unwrap();
+            if let Some((_, url)) = line.split_once("serves at ") {
+                break url.to_owned();
+            }
+        };
+        let said = thread::spawn(move || lines.for_each(|_| ()));
+        Self { child, url, _said: said }
+    }
+
+    fn port(&self) -> u16 {
+        self.url.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    /// The most memory that it had, in bytes.
+    fn peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        1024 * line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn with_token() -> Place {
+    let place = Place::empty();
+    let made = place.run("serve --state state --new-token phone");
+    assert!(made.status.success(), "{}", stderr(&made));
+    fs::write(place.path("token"), made.stdout).unwrap();
+    place
+}
+
+/// The network's file, and the losses of all steps.
+fn result(place: &Place, run: &str) -> (Vec<u8>, Vec<(u64, String)>) {
+    let network = fs::read(place.path(run).join("side_model.safetensors")).unwrap();
+    let metrics = fs::read_to_string(place.path(run).join("smidgen/metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        (line["step"].as_u64().unwrap(), line["loss"].to_string())
+    };
+    (network, metrics.lines().map(line).collect())
+}
+
+fn steps_in(place: &Place, run: &str) -> usize {
+    let metrics = place.path(run).join("smidgen/metrics.jsonl");
+    fs::read_to_string(metrics).map_or(0, |text| text.lines().count())
+}
+
+fn wait_for_steps(place: &Place, run: &str, steps: usize) {
+    let begin = Instant::now();
+    while steps_in(place, run) < steps {
+        assert!(begin.elapsed() < Duration::from_secs(60), "too few steps were made");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_device_trains_and_what_it_trained_is_used() {
+    let place = with_token();
+    let server = Server::start(&place, 0, "--metrics 127.0.0.1:0");
+    let line = format!("{RUN} --server {} --epochs 8 --valid-data DATA -o run", server.url);
+    let report = place.report(&line);
+    let losses = report["losses"].as_array().unwrap();
+    let (first, last) = (&losses[0], &losses[losses.len() - 1]);
+    assert!(last.as_f64() < Some(0.7 * first.as_f64().unwrap()), "{first} to {last}");
+    let (planned, measured) = (&report["planned_peak_bytes"], &report["peak_memory_bytes"]);
+    assert!(measured.as_u64() <= planned.as_u64(), "{measured} of {planned}");
+    let valid = report["valid"][0]["loss"].as_f64().unwrap();
+    let eval = place.report("eval -m MODEL --data DATA --adapter run --threads 1");
+    assert!((eval["loss"].as_f64().unwrap() - valid).abs() < 1e-9, "{eval}");
+    // Nothing but the sizes depends on how the run went on.
+    for (run, more) in [("w0", "--window 0 --keep-hidden 1"), ("w3", "--window 3 --memory min")] {
+        place.report(&format!(
+            "{RUN} --server {} --epochs 8 --valid-data DATA -o {run} {more}",
+            server.url
+        ));
+        assert!(result(&place, run) == result(&place, "run"), "{more}");
+    }
+}
+
+#[test]
+fn killed_on_either_side_it_ends_the_same() {
+    let place = with_token();
+    let mut server = Server::start(&place, 0, "");
+    let port = server.port();
+    let line = |run: &str| {
+        format!("{RUN} --server http://127.0.0.1:{port} --epochs 6 --save-every 5 -o {run}")
+    };
+    place.report(&line("whole"));
+    let whole = result(&place, "whole");
+
+    // The server, twice, while the device waits for it to be back.
+    let device = place.command(&line("served")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let device = { device }.spawn().unwrap();
+    for steps in [7, 31] {
+        wait_for_steps(&place, "served", steps);
+        drop(server);
+        thread::sleep(Duration::from_millis(100));
+        server = Server::start(&place, port, "");
+    }
+    let output = device.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(result(&place, "served") == whole, "the server's end changed the run");
+
+    // The device, at three places.
+    for steps in [2, 23, 50] {
+        let resumed = format!("{} --resume", line("device"));
+        let mut device = place.command(&resumed).stdout(Stdio::null()).spawn().unwrap();
+        wait_for_steps(&place, "device", steps);
+        device.kill().unwrap();
+        device.wait().unwrap();
+    }
+    place.report(&format!("{} --resume", line("device")));
+    let (network, losses) = result(&place, "device");
+    assert!(network == whole.0, "the device's end changed the network");
+    // The line of a step that the server had confirmed when the device was killed may be missing.
+    assert!(losses.iter().all(|line| whole.1.contains(line)) && losses.len() + 3 >= whole.1.len());
+}
+
+#[test]
+fn many_devices_at_once() {
+    many(DEVICES);
+}
+
+/// What docs/side-tuning.md tells of 32 devices: `cargo test --release -p smidgen-cli --test side --
+/// --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: 32 devices at once"]
+fn thirty_two_devices() {
+    many(32);
+}
+
+fn many(devices: usize) {
+    let place = with_token();
+    let server = Server::start(&place, 0, "--sessions 64");
+    let line =
+        |run: usize| format!("{RUN} --server {} --epochs 3 --seed {run} -o run-{run}", server.url);
+    let begin = Instant::now();
+    place.report(&line(0));
+    let alone = begin.elapsed();
+    let peak_of_one = server.peak();
+    let begin = Instant::now();
+    let running: Vec<_> = (1..=devices)
+        .map(|run| {
+            let mut command = place.command(&line(run));
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let ended: Vec<_> = running
+        .into_iter()
+        .map(|device| {
+            let output = device.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", stderr(&output));
+            begin.elapsed()
+        })
+        .collect();
+    let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
+    let steps = steps_in(&place, "run-0");
+    assert!((1..=devices).all(|run| steps_in(&place, &format!("run-{run}")) == steps));
+    println!(
+        "one device: {steps} steps in {:.2} s, server's peak {:.1} MB; {devices} at once: the first ended \
+         after {:.2} s, the last after {:.2} s, {:.2} times the throughput of one, server's peak \
+         {:.1} MB",
+        alone.as_secs_f64(),
+        peak_of_one as f64 / 1e6,
+        first.as_secs_f64(),
+        last.as_secs_f64(),
+        devices as f64 * alone.as_secs_f64() / last.as_secs_f64(),
+        server.peak() as f64 / 1e6
+    );
+    assert!(server.peak() < peak_of_one + devices as u64 * 12_000_000);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let place = with_token();
+    let server = Server::start(&place, 0, "");
+    let url = &server.url;
+    let side = "train -m MODEL --data DATA --method side --assume-rates reference -o run";
+    let cases = [
+        (side.to_owned(), 2, "name one with --server URL"),
+        (format!("{side} --server {url}"), 2, "--server-token FILE"),
+        (format!("{side} --server {url} --server-token none"), 1, "cannot read none"),
+        (format!("{side} --server {url} --server-token token --lora-rank 4"), 2, "--lora-rank"),
+        (format!("{side} --server {url} --server-token token --optimizer sgd"), 2, "adamw"),
+        (format!("{side} --server {url} --server-token token --first-tap 99"), 2, "--first-tap 99"),
+        (format!("{side} --server {url} --server-token token --tap-bits 5"), 2, "16, 8 or 4"),
+        (format!("{side} --server {url} --server-token token --memory 1MB"), 3, "needs"),
+        ("train -m MODEL --data DATA -o run --tap-bits 8".to_owned(), 2, "--method side"),
+        ("serve --state empty".to_owned(), 2, "--new-token"),
+        ("serve --state state --listen 0.0.0.0:0".to_owned(), 1, "certificate"),
+    ];
+    for (line, code, expected) in cases {
+        let said = place.failure(&line, code);
+        assert!(said.contains(expected), "{line}: {said}");
+    }
+    place.write("other", "no such token\n");
+    let said = place.failure(&format!("{side} --server {url} --server-token other"), 1);
+    assert!(said.contains("token"), "{said}");
+}
+
+#[test]
+fn a_lost_server_is_told_or_gone_on_without() {
+    let place = with_token();
+    let server = Server::start(&place, 0, "");
+    let line = format!("{RUN} --server {} --epochs 40 --retry-for 1 -o", server.url);
+    let told = place.command(&format!("{line} told")).stderr(Stdio::piped()).spawn().unwrap();
+    let gone_on = format!("{line} run --fallback local");
+    let gone_on = place.command(&gone_on).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_steps(&place, "told", 3);
+    wait_for_steps(&place, "run", 3);
+    drop(server);
+    let told = told.wait_with_output().unwrap();
+    let said = stderr(&told);
+    assert_eq!(told.status.code(), Some(1), "{said}");
+    assert!(said.contains("could not be reached") && said.contains("resume"), "{said}");
+    let gone_on = gone_on.wait_with_output().unwrap();
+    assert!(gone_on.status.success(), "{}", stderr(&gone_on));
+    assert!(stderr(&gone_on).contains("Going on here, after"));
+    assert!(place.path("run/local/adapter_model.safetensors").is_file());
+    assert_eq!(steps_in(&place, "run") + steps_in(&place, "run/local"), 40 * 12);
+}
