@@ -86,7 +86,9 @@ type Tensor = (String, Vec<usize>, Vec<f32>);
 /// All tensors of a model as its checkpoint has them.
 fn tensors(gguf: &Gguf, family: &str) -> Vec<Tensor> {
     let size = |key: &str| gguf.u64(&format!("{family}.{key}")).expect("a size") as usize;
-    let (heads, kv_heads) = (size("attention.head_count"), size("attention.head_count_kv"));
+    let heads = size("attention.head_count");
+    let kv_heads = gguf.u64(&format!("{family}.attention.head_count_kv")).optional();
+    let kv_heads = kv_heads.expect("a size").map_or(heads, |n| n as usize);
     let tensor = |name: &str| {
         let matrix = gguf.matrix(name).expect("a tensor");
         let (rows, cols) = (matrix.rows(), matrix.cols());
