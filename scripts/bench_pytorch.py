@@ -27,7 +27,7 @@ import transformers
 if not torch.cuda.is_available():
     torch.cuda.is_current_stream_capturing = lambda: False
 
-from smidgen_gguf import PROJECTIONS, load_model
+from smidgen_gguf import load_model, projections
 from smidgen_tokens import windows
 
 
@@ -45,13 +45,13 @@ def arguments():
 
 
 def make_model(options):
-    _, model = load_model(options.model)
+    family, model = load_model(options.model)
     model.set_attn_implementation("sdpa")
     settings = peft.LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=0.0,
-        target_modules=list(PROJECTIONS),
+        target_modules=projections(family),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, settings).train()

@@ -19,12 +19,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from smidgen_gguf import PROJECTIONS, load_model
+from smidgen_gguf import load_model, projections
 
 
-def make_adapter(model, options):
+def make_adapter(family, model, options):
     settings = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
+        r=options.rank, lora_alpha=options.alpha, target_modules=projections(family), task_type="CAUSAL_LM"
     )
     model = get_peft_model(model, settings)
     generator = torch.Generator().manual_seed(options.seed)
@@ -81,9 +81,9 @@ def arguments():
 
 def main():
     options = arguments()
-    _, model = load_model(options.model)
+    family, model = load_model(options.model)
     if options.make_adapter:
-        make_adapter(model, options)
+        make_adapter(family, model, options)
         return
     if options.adapter:
         model = PeftModel.from_pretrained(model, options.adapter).eval()

@@ -1,6 +1,7 @@
 """GGUF files on one side, transformers' models on the other: names, metadata, row orders, quantised values.
 
-The three families are `llama`, `qwen2` and `gemma3`. A GGUF file differs from a checkpoint in three ways:
+The families are `llama`, `qwen2`, `gemma3` and `opt`, which llama.cpp does not have: its files are of a layout of our
+own, keys and names as GGUF has them for others. A GGUF file differs from a checkpoint in three ways:
 - tensor names (`blk.0.attn_q.weight` for `model.layers.0.self_attn.q_proj.weight`);
 - llama: within each head the rows of q and k are interleaved, (x0, x_half, x1, x_half+1, ...), because GGUF's
   rotary embedding turns neighbours where a checkpoint's turns halves;
@@ -16,13 +17,21 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 from transformers.initialization import no_init_weights
 
-MODELS = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM, "gemma3": Gemma3ForCausalLM}
+MODELS = {
+    "llama": LlamaForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+    "gemma3": Gemma3ForCausalLM,
+    "opt": OPTForCausalLM,
+}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+OPT_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 LOCAL_ROPE_BASE = 10000.0  # gemma3's local layers; the file gives the global layers' base
 LOCAL_PERIOD = 6  # gemma3: every sixth layer is global
 
@@ -52,8 +61,37 @@ GEMMA3_BLOCK_NAMES = BLOCK_NAMES | {
 }
 
 
+OPT_GLOBAL_NAMES = {
+    "model.decoder.embed_tokens.weight": "token_embd.weight",
+    "model.decoder.embed_positions.weight": "position_embd.weight",
+    "model.decoder.final_layer_norm.weight": "output_norm.weight",
+    "model.decoder.final_layer_norm.bias": "output_norm.bias",
+}
+OPT_BLOCK_NAMES = {
+    "self_attn_layer_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "final_layer_norm": "ffn_norm",
+    "fc1": "ffn_up",
+    "fc2": "ffn_down",
+}
+
+
+def projections(family):
+    """The projections of a layer, in its order."""
+    return OPT_PROJECTIONS if family == "opt" else PROJECTIONS
+
+
 def gguf_name(family, name):
     """GGUF's name of a checkpoint's tensor."""
+    if family == "opt" and name != "lm_head.weight":
+        if name in OPT_GLOBAL_NAMES:
+            return OPT_GLOBAL_NAMES[name]
+        layer, rest = name.removeprefix("model.decoder.layers.").split(".", 1)
+        module, kind = rest.rsplit(".", 1)
+        return f"blk.{layer}.{OPT_BLOCK_NAMES[module]}.{kind}"
     if name in GLOBAL_NAMES:
         return GLOBAL_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
@@ -106,6 +144,21 @@ def read_config(reader):
     tensors = {t.name: t for t in reader.tensors}
     heads = field(f"{family}.attention.head_count")
     width = field(f"{family}.embedding_length")
+    if family == "opt":
+        return family, OPTConfig(
+            vocab_size=int(tensors["token_embd.weight"].shape[1]),
+            hidden_size=width,
+            word_embed_proj_dim=width,
+            ffn_dim=field("opt.feed_forward_length"),
+            num_hidden_layers=field("opt.block_count"),
+            num_attention_heads=heads,
+            max_position_embeddings=field("opt.context_length"),
+            tie_word_embeddings="output.weight" not in tensors,
+            dropout=0.0,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
     base = field(f"{family}.rope.freq_base", 10000.0)
     shared = {
         "vocab_size": int(tensors["token_embd.weight"].shape[1]),
@@ -175,7 +228,7 @@ def load_model(path, dtype=torch.float32):
 
 
 def write_metadata(writer, family, config, name, licence):
-    """The keys that llama.cpp's converter writes for these families, in its order."""
+    """The keys that llama.cpp's converter writes for these families, in its order; for opt those that it would."""
     heads = config.num_attention_heads
     writer.add_type("model")
     writer.add_name(name)
@@ -183,6 +236,12 @@ def write_metadata(writer, family, config, name, licence):
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
+    if family == "opt":
+        writer.add_feed_forward_length(config.ffn_dim)
+        writer.add_head_count(heads)
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        return
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.num_key_value_heads)

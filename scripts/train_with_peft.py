@@ -33,7 +33,7 @@ import transformers
 if not torch.cuda.is_available():
     torch.cuda.is_current_stream_capturing = lambda: False
 
-from smidgen_gguf import PROJECTIONS, load_model
+from smidgen_gguf import load_model, projections
 from smidgen_tokens import samples
 
 FEATURES = ["prompt", "completion", "text", "chat"]
@@ -155,9 +155,9 @@ def main():
         prepared = prepare(options, options.train, place / "train.tokens", options.steps * options.batch_size)
         prepare(options, options.test, place / "test.tokens", options.held_out)
         print(f"{options.steps} steps, {prepared['sequences']} samples, {prepared['targets']} targets", file=sys.stderr)
-        _, model = load_model(options.model)
+        family, model = load_model(options.model)
         settings = peft.LoraConfig(
-            r=options.rank, lora_alpha=options.alpha, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
+            r=options.rank, lora_alpha=options.alpha, target_modules=projections(family), task_type="CAUSAL_LM"
         )
         model = peft.get_peft_model(model, settings)
         model.save_pretrained(place / "start", save_embedding_layers=False)

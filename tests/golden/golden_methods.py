@@ -22,7 +22,7 @@ from make_golden import (
     with_adapter,
     write_golden,
 )
-from smidgen_gguf import PROJECTIONS, heads_of, interleave_halves
+from smidgen_gguf import heads_of, interleave_halves, projections
 
 # Of a layer's factors after the last step, every so manieth number is written.
 STRIDE = 17
@@ -78,7 +78,7 @@ def flat_order(family, config, parameters):
     """For each factor in the order of all numbers, (name, its places): layer by layer, module by module, A before B;
     B transposed, [r, out], with its rows in the GGUF file's order."""
     for layer in range(config.num_hidden_layers):
-        for module in PROJECTIONS:
+        for module in projections(family):
             for side in "AB":
                 part = f".layers.{layer}.", f".{module}.lora_{side}."
                 name = next(n for n in parameters if all(p in n for p in part))

@@ -76,7 +76,9 @@ class Backbone:
     def __init__(self, path):
         _, self.model = load_model(path, torch.float64)
         self.model.requires_grad_(False)
-        self.inner = self.model.model
+        inner = self.model.model
+        self.inner = inner.decoder if self.model.config.model_type == "opt" else inner
+        self.norm = self.inner.final_layer_norm if self.inner is not inner else self.inner.norm
         self.states = []
         for layer in self.inner.layers:
             layer.register_forward_hook(lambda _, __, out: self.states.append(out[0] if out.ndim == 3 else out))
@@ -88,7 +90,7 @@ class Backbone:
         return [*self.states]
 
     def logits(self, last):
-        return self.model.lm_head(self.inner.norm(last))
+        return self.model.lm_head(self.norm(last))
 
 
 def targets_of(ids, mask):

@@ -97,7 +97,7 @@ pub struct ReplayArgs {
 /// A model file.
 #[derive(Args, Debug)]
 pub struct ModelArgs {
-    /// The model: a GGUF file of the llama, qwen2 or gemma3 family
+    /// The model: a GGUF file of the llama, qwen2, gemma3 or opt family
     #[arg(short, long, value_name = "FILE")]
     pub model: PathBuf,
     /// Take the tokenizer from this tokenizer.json, not from the model file

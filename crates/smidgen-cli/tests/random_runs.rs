@@ -99,6 +99,8 @@ fn run(seed: u64, folder: &Path) -> Run {
     Run { is_refused: code == Some(3), wrong }
 }
 
+const FAMILIES: [&str; 4] = ["llama", "qwen2", "gemma3", "opt"];
+
 /// The data of all runs; token files stand beside the text, one a family.
 fn write_data(folder: &Path) {
     fs::write(folder.join("text.txt"), TEXT.repeat(8)).expect("a text");
@@ -107,7 +109,7 @@ fn write_data(folder: &Path) {
         format!("{}\n", serde_json::json!({ "prompt": "?", "completion": completion }))
     };
     fs::write(folder.join("samples.jsonl"), (0..12).map(sample).collect::<String>()).expect("data");
-    for family in ["llama", "qwen2", "gemma3"] {
+    for family in FAMILIES {
         fs::copy(golden(family), folder.join(format!("{family}.gguf"))).expect("a golden model");
         let line = format!("data text.txt -m {family}.gguf --out {family}.tokens");
         let output = command(&line, folder).output().expect("the program");
@@ -168,7 +170,7 @@ impl Random {
 
     /// A run but for its budget.
     fn flags(&mut self) -> String {
-        let family = self.of(&["llama", "qwen2", "gemma3"]);
+        let family = self.of(&FAMILIES);
         let tokens = format!("{family}.tokens");
         let data = self.of(&["text.txt", "samples.jsonl", &tokens]).to_owned();
         let mut line = format!("-m {family}.gguf --data {data} --json");
@@ -179,7 +181,7 @@ impl Random {
             " --max-seq-length {length} --lora-rank {rank} --batch-size {batch} \
              --grad-accumulation-steps {accumulation} --iters {iters} --threads {threads} \
              --target-modules {}",
-            self.targets()
+            self.targets(family)
         );
         line += &numbers;
         if data == "samples.jsonl" && self.one_in(2) {
@@ -221,11 +223,13 @@ impl Random {
         format!(" --method {method} --optimizer {optimizer}{clip}{dropout}")
     }
 
-    fn targets(&mut self) -> String {
-        const ALL: [&str; 7] =
-            ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        let chosen = self.number(0, (1 << ALL.len()) - 1);
-        let names = ALL.iter().enumerate().filter(|(i, _)| chosen >> i & 1 == 1);
+    fn targets(&mut self, family: &str) -> String {
+        let all: &[&str] = match family {
+            "opt" => &["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+            _ => &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        };
+        let chosen = self.number(0, (1 << all.len()) - 1);
+        let names = all.iter().enumerate().filter(|(i, _)| chosen >> i & 1 == 1);
         match names.map(|(_, name)| *name).collect::<Vec<_>>() {
             names if names.is_empty() || self.one_in(3) => "all-linear".to_owned(),
             names => names.join(","),

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::ops::Op;
+use crate::step::Start;
 
 /// A tensor of a block: one row per token, `cols` f32 numbers a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +117,13 @@ pub struct Projection {
     pub outputs: usize,
 }
 
+impl Projection {
+    /// What its outputs from `first` on start from.
+    pub(crate) fn start(&self, first: usize) -> Start {
+        self.bias.map_or(Start::Zero, |vector| Start::Bias { vector, first })
+    }
+}
+
 /// Where in a block a projection sits, in both worlds' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Site {
@@ -187,7 +195,7 @@ impl Block {
 pub struct BlockBuilder {
     pub(crate) block: Block,
     lora: Option<LoraSpec>,
-    /// Hidden columns of a gated MLP worked on at a time.
+    /// Hidden columns of an MLP worked on at a time.
     pub(crate) mlp_tile: usize,
     sites: u32,
 }

@@ -89,13 +89,18 @@ impl Rates {
             Step::AttentionDelta { o: x, .. }
             | Step::RmsNorm { x, .. }
             | Step::RmsNormBackward { x, .. }
+            | Step::LayerNorm { x, .. }
+            | Step::LayerNormBackward { x, .. }
             | Step::Rope { x, .. }
             | Step::Gate { g: x, .. }
             | Step::GateBackward { g: x, .. }
+            | Step::Relu { x, .. }
+            | Step::ReluBackward { a: x, .. }
             | Step::Add { x, .. }
             | Step::Scale { x, .. }
             | Step::Copy { x, .. }
             | Step::Dropout { x, .. }
+            | Step::Positions { x, .. }
             | Step::Embedding { out: x, .. } => rows(cols(*x)),
         };
         work + self.call

@@ -47,8 +47,13 @@ impl Term {
 pub enum Start {
     /// Zeros.
     Zero,
-    /// A vector in every row.
-    Bias(WeightId),
+    /// A vector's numbers from `first` on in every row.
+    Bias {
+        /// The vector.
+        vector: WeightId,
+        /// That of the output's first column.
+        first: usize,
+    },
     /// Another value, whose memory the output takes over where that value ends here.
     Value(ValueId),
 }
@@ -125,6 +130,24 @@ pub enum Step {
         width: usize,
         dx: ValueId,
     },
+    /// `y = (x - mean) * inv_std * weight + bias` over rows; writes `mean` and `inv_std` a row.
+    LayerNorm {
+        x: ValueId,
+        weight: WeightId,
+        bias: WeightId,
+        eps: f32,
+        y: ValueId,
+        mean: ValueId,
+        inv_std: ValueId,
+    },
+    LayerNormBackward {
+        dy: ValueId,
+        x: ValueId,
+        mean: ValueId,
+        inv_std: ValueId,
+        weight: WeightId,
+        dx: ValueId,
+    },
     /// Rotates `x` into `y`; backwards with `inverse`.
     Rope {
         x: ValueId,
@@ -183,6 +206,17 @@ pub enum Step {
         du: ValueId,
         activation: Activation,
     },
+    /// `out = max(x, 0)`.
+    Relu {
+        x: ValueId,
+        out: ValueId,
+    },
+    /// `dx = da` where `a`, the output of [`Step::Relu`], is above zero, else 0.
+    ReluBackward {
+        a: ValueId,
+        da: ValueId,
+        dx: ValueId,
+    },
     Add {
         x: ValueId,
         y: ValueId,
@@ -216,6 +250,13 @@ pub enum Step {
     /// Rows of the embedding, one a token.
     Embedding {
         weight: WeightId,
+        out: ValueId,
+    },
+    /// `out = x` + rows of a table, one a token: row `first` + its position in its sequence.
+    Positions {
+        x: ValueId,
+        weight: WeightId,
+        first: usize,
         out: ValueId,
     },
     /// Cross-entropy over the vocabulary in one sweep; `logits` is its workspace. With
@@ -260,8 +301,22 @@ impl Step {
                 [dy, x, inv_rms].into_iter().for_each(|v| f(Read, v));
                 f(Write, dx);
             }
+            Self::LayerNorm { x, y, mean, inv_std, .. } => {
+                f(Read, x);
+                [y, mean, inv_std].into_iter().for_each(|v| f(Write, v));
+            }
+            Self::LayerNormBackward { dy, x, mean, inv_std, dx, .. } => {
+                [dy, x, mean, inv_std].into_iter().for_each(|v| f(Read, v));
+                f(Write, dx);
+            }
+            Self::ReluBackward { a, da, dx } => {
+                [a, da].into_iter().for_each(|v| f(Read, v));
+                f(Write, dx);
+            }
             Self::Rope { x, y: out, .. }
             | Self::Scale { x, out, .. }
+            | Self::Relu { x, out }
+            | Self::Positions { x, out, .. }
             | Self::Copy { x, out }
             | Self::Dropout { x, out, .. } => {
                 f(Read, x);
@@ -326,7 +381,11 @@ impl Step {
                 terms.iter().all(|t| t.a != *v).then(|| (*out, vec![*v]))
             }
             Self::Rope { x, y, .. } => Some((*y, vec![*x])),
-            Self::Scale { x, out, .. } | Self::Copy { x, out } => Some((*out, vec![*x])),
+            Self::Scale { x, out, .. }
+            | Self::Copy { x, out }
+            | Self::Relu { x, out }
+            | Self::Positions { x, out, .. } => Some((*out, vec![*x])),
+            Self::ReluBackward { a, da, dx } if a != da => Some((*dx, vec![*da])),
             Self::Add { x, y, out } if x != y => Some((*out, vec![*x, *y])),
             _ => None,
         }
@@ -357,11 +416,16 @@ impl Step {
             Self::AttentionBackwardQ { shape, .. } => shape.pair_flops(tokens, 3),
             Self::AttentionBackwardKv { shape, .. } => shape.pair_flops(tokens, 4),
             Self::RmsNorm { x, .. } | Self::RmsNormBackward { x, .. } => 4 * t * cols(*x) as u64,
+            Self::LayerNorm { x, .. } => 7 * t * cols(*x) as u64,
+            Self::LayerNormBackward { x, .. } => 11 * t * cols(*x) as u64,
             Self::Rope { x, .. } => 3 * t * cols(*x) as u64,
             Self::Gate { g, .. } | Self::GateBackward { g, .. } => 12 * t * cols(*g) as u64,
-            Self::Add { x, .. } | Self::Scale { x, .. } | Self::Dropout { x, .. } => {
-                t * cols(*x) as u64
-            }
+            Self::Add { x, .. }
+            | Self::Scale { x, .. }
+            | Self::Dropout { x, .. }
+            | Self::Relu { x, .. }
+            | Self::ReluBackward { a: x, .. }
+            | Self::Positions { x, .. } => t * cols(*x) as u64,
             Self::AttentionDelta { o, .. } => 2 * t * cols(*o) as u64,
             Self::Copy { .. } | Self::Embedding { .. } | Self::Head { .. } => 0,
         }

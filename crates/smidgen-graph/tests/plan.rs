@@ -29,9 +29,11 @@ enum Norms {
     Around,
     /// One norm before both, which run side by side.
     Shared,
+    /// A norm with a mean before each, and an MLP of two projections, as in opt.
+    Centred,
 }
 
-const ALL: [Norms; 3] = [Norms::Before, Norms::Around, Norms::Shared];
+const ALL: [Norms; 4] = [Norms::Before, Norms::Around, Norms::Shared, Norms::Centred];
 
 #[derive(Debug)]
 struct Model(Norms);
@@ -78,6 +80,23 @@ fn mlp(b: &mut BlockBuilder, x: ValueId) -> ValueId {
     b.gated_mlp("mlp", x, mlp)
 }
 
+impl Model {
+    /// A layer as opt has it.
+    fn centred(mut b: BlockBuilder) -> Block {
+        let x = b.input(HIDDEN);
+        let n = b.layer_norm("first norm", x, "first norm", 1e-5);
+        let o = attention(&mut b, n);
+        let x = b.add("residual", x, o);
+        let n = b.layer_norm("second norm", x, "second norm", 1e-5);
+        let [.., gate, _, down] = SITES;
+        let (enter, leave) =
+            (b.projection(gate, HIDDEN, FFN, true), b.projection(down, FFN, HIDDEN, true));
+        let m = b.plain_mlp("mlp", n, enter, leave);
+        let y = b.add("output", x, m);
+        b.finish(Some(y))
+    }
+}
+
 impl Architecture for Model {
     fn layers(&self) -> usize {
         LAYERS
@@ -89,6 +108,9 @@ impl Architecture for Model {
 
     fn layer_block(&self, _: usize, lora: Option<&LoraSpec>, mlp_tile: usize) -> Block {
         let mut b = BlockBuilder::new("layer", lora, mlp_tile);
+        if self.0 == Norms::Centred {
+            return Self::centred(b);
+        }
         let x = b.input(HIDDEN);
         let n = norm(&mut b, "first norm", x);
         let mut o = attention(&mut b, n);
@@ -115,6 +137,10 @@ impl Architecture for Model {
         let mut b = BlockBuilder::new("embedding", None, smidgen_graph::GRAIN);
         let x = b.embedding("words", VOCABULARY, HIDDEN);
         let x = b.scale("scaled", x, 8.0);
+        let x = match self.0 {
+            Norms::Centred => b.positions("placed", x, "places", 2, 4096),
+            _ => x,
+        };
         b.finish(Some(x))
     }
 
@@ -649,6 +675,9 @@ fn only_what_a_rule_reads_is_made_again() {
     // Side by side, no rule reads what `o` makes either.
     let shared = least.into_iter().filter(|name| *name != "o.weight").collect::<Vec<_>>();
     assert_eq!(nothing_kept(Norms::Shared), shared);
+    // An MLP of two projections enters its tiles by one.
+    let centred = least.into_iter().filter(|name| *name != "up.weight").collect::<Vec<_>>();
+    assert_eq!(nothing_kept(Norms::Centred), centred);
     // A norm after the MLP reads what `down` makes.
     let mut around = vec!["down.weight"];
     around.extend(least);
@@ -665,7 +694,13 @@ fn only_what_a_rule_reads_is_made_again() {
 /// A sum over tiles that is made again holds one tile at a time.
 #[test]
 fn tiles_that_are_made_again_do_not_pile_up() {
-    let block = Model(Norms::Around).layer_block(0, Some(&request(Budget::Least).lora), 256);
+    for norms in [Norms::Around, Norms::Centred] {
+        check_tiles(norms);
+    }
+}
+
+fn check_tiles(norms: Norms) {
+    let block = Model(norms).layer_block(0, Some(&request(Budget::Least).lora), 256);
     let graph = differentiate(&block, true);
     let program = schedule::backward(&graph, &schedule::always_kept(&graph), false);
     let laid_out = lay_out(program, &Pins::default(), Rows { all: 256, tile: None });
@@ -697,8 +732,10 @@ fn no_gradient_is_computed_that_nobody_needs() {
             programs.backward.as_ref().expect("a trained layer")
         };
         let norms = |layer| {
-            let steps = backward(layer).steps.iter();
-            steps.filter(|s| matches!(s, Step::RmsNormBackward { .. })).count()
+            let steps = backward(layer).steps.iter().filter(|s| {
+                matches!(s, Step::RmsNormBackward { .. } | Step::LayerNormBackward { .. })
+            });
+            steps.count()
         };
         // The first norm of the lowest layer has nothing trainable below it.
         assert_eq!(norms(0) + 1, norms(1), "{model:?}");

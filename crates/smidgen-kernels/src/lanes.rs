@@ -76,6 +76,40 @@ pub(crate) fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
     tree_sum(all)
 }
 
+/// Sum of the elements.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += chunk[lane];
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(tail) {
+        *lane += x;
+    }
+    tree_sum(lanes)
+}
+
+/// Sum of (x_i - centre)²: the difference is rounded, the rest is a fused multiply-add.
+#[inline(always)]
+pub(crate) fn sum_squares_about(x: &[f32], centre: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let off = chunk[lane] - centre;
+            lanes[lane] = off.mul_add(off, lanes[lane]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(tail) {
+        let off = x - centre;
+        *lane = off.mul_add(off, *lane);
+    }
+    tree_sum(lanes)
+}
+
 /// Sum of a_i b_i by fused multiply-add.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -109,6 +143,26 @@ pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     }
     for (((lane, a), b), c) in lanes.iter_mut().zip(a_tail).zip(b_tail).zip(c_tail) {
         *lane = (a * b).mul_add(*c, *lane);
+    }
+    tree_sum(lanes)
+}
+
+/// Sum of a_i b_i (c_i - centre): a_i b_i and the difference are rounded, the rest is a fused
+/// multiply-add.
+#[inline(always)]
+pub(crate) fn dot3_about(a: &[f32], b: &[f32], c: &[f32], centre: f32) -> f32 {
+    assert!(a.len() == b.len() && b.len() == c.len(), "lengths of a triple product");
+    let mut lanes = [0.0f32; LANES];
+    let (a_chunks, a_tail) = a.as_chunks::<LANES>();
+    let (b_chunks, b_tail) = b.as_chunks::<LANES>();
+    let (c_chunks, c_tail) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a_chunks.iter().zip(b_chunks).zip(c_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] = (a[lane] * b[lane]).mul_add(c[lane] - centre, lanes[lane]);
+        }
+    }
+    for (((lane, a), b), c) in lanes.iter_mut().zip(a_tail).zip(b_tail).zip(c_tail) {
+        *lane = (a * b).mul_add(c - centre, *lane);
     }
     tree_sum(lanes)
 }

@@ -57,6 +57,92 @@ fn rmsnorm_both_ways() {
     }
 }
 
+fn layernorm_f64(x: &[f64], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f64> {
+    x.chunks(weight.len())
+        .flat_map(|x| {
+            let n = x.len() as f64;
+            let mean = x.iter().sum::<f64>() / n;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+            let inv = 1.0 / (variance + f64::from(eps)).sqrt();
+            let scaled = x.iter().zip(weight).map(move |(x, &w)| (x - mean) * inv * f64::from(w));
+            scaled.zip(bias).map(|(y, &b)| y + f64::from(b))
+        })
+        .collect()
+}
+
+#[test]
+fn layernorm_both_ways() {
+    const EPS: f32 = 1e-5;
+    for n in LENGTHS.into_iter().chain([2048]) {
+        let (weight, bias) = (random(2, n, 1.5), random(4, n, 0.5));
+        // Rows that lie off zero, as a residual stream's may.
+        let x: Vec<f32> = random(1, ROWS * n, 3.0).iter().map(|x| x + 2.0).collect();
+        let dy = random(3, ROWS * n, 1.0);
+        let run = |kernels: Kernels| {
+            let (mut y, mut mean, mut inv) = (vec![0.0; ROWS * n], [0.0; ROWS], [0.0; ROWS]);
+            let (x, out) = (MatRef::new(&x, ROWS, n), MatMut::new(&mut y, ROWS, n));
+            kernels.layernorm(x, [&weight, &bias], EPS, out, &mut mean, &mut inv);
+            (y, mean, inv)
+        };
+        let y = same_on_all(|kernels| {
+            let (y, mean, inv) = run(kernels);
+            [&y[..], &mean, &inv].concat()
+        });
+        let dx = same_on_all(|kernels| {
+            let ((_, mean, inv), mut dx) = (run(kernels), vec![0.0; ROWS * n]);
+            let (dy, x) = (MatRef::new(&dy, ROWS, n), MatRef::new(&x, ROWS, n));
+            let out = MatMut::new(&mut dx, ROWS, n);
+            kernels.layernorm_backward(dy, x, &mean, &inv, &weight, out);
+            dx
+        });
+        if n == 1 {
+            // One column is its own mean: the gradient is zero but for what is rounded, over eps.
+            assert_eq!(y[..ROWS], [bias[0]; ROWS]);
+            assert!(dx.iter().all(|dx| dx.abs() < 1e-5), "{dx:?}");
+        }
+        if n > 1 {
+            let y = &y[..ROWS * n];
+            assert_close("y", y, &layernorm_f64(&wide(&x), &weight, &bias, EPS), 1e-6);
+        }
+        // Two columns differ by a number that the norm all but takes away.
+        if n > 2 && n < 300 {
+            let loss = |x: &[f64]| inner(&layernorm_f64(x, &weight, &bias, EPS), &dy);
+            assert_close("dx", &dx, &finite_differences(&wide(&x), loss), 5e-6);
+        }
+    }
+}
+
+#[test]
+fn relu_both_ways() {
+    for n in LENGTHS {
+        let len = ROWS * n;
+        let (x, da) = (random(1, len, 6.0), random(2, len, 1.0));
+        let a = same_on_all(|kernels| {
+            let mut a = x.clone();
+            kernels.relu(MatMut::new(&mut a, ROWS, n));
+            a
+        });
+        let relu = |x: &[f64]| x.iter().map(|x| x.max(0.0)).collect::<Vec<_>>();
+        assert_close("a", &a, &relu(&wide(&x)), 0.0);
+        let dx = same_on_all(|kernels| {
+            let mut d = da.clone();
+            kernels.relu_backward(MatRef::new(&a, ROWS, n), MatMut::new(&mut d, ROWS, n));
+            d
+        });
+        let loss = |x: &[f64]| inner(&relu(x), &da);
+        assert_close("dx", &dx, &finite_differences(&wide(&x), loss), 1e-8);
+    }
+    // The gradient at zero is zero, and what is not a number does not pass for one.
+    for kernels in Kernels::all() {
+        let (mut a, mut d) = ([-1.0, -0.0, 0.0, 2.0, f32::NAN, f32::INFINITY], [3.0; 6]);
+        kernels.relu(MatMut::new(&mut a, 1, 6));
+        kernels.relu_backward(MatRef::new(&a, 1, 6), MatMut::new(&mut d, 1, 6));
+        assert_eq!((&a[..4], a[5]), (&[0.0, 0.0, 0.0, 2.0][..], f32::INFINITY));
+        assert!(a[4].is_nan());
+        assert_eq!(d, [0.0, 0.0, 0.0, 3.0, 3.0, 3.0]);
+    }
+}
+
 fn gate_f64(activation: Activation, g: &[f64], u: &[f64]) -> Vec<f64> {
     let act = |g: f64| match activation {
         Activation::Silu => g / (1.0 + (-g).exp()),

@@ -22,6 +22,12 @@ pub struct Info {
     pub context_length: usize,
     /// Numbers in a layer's keys for one position.
     pub key_cols: usize,
+    /// Positions that a token may have; none where any can be rotated to.
+    pub positions: Option<usize>,
+    /// The projections of a layer that an adapter may sit on, in the order of a layer.
+    pub sites: &'static [Site],
+    /// What checkpoints' names of a layer begin with, before its number: `model.layers`.
+    pub layers_path: &'static str,
     /// Rows of q and k lie in GGUF's order for interleaved rotation, not in the checkpoint's:
     /// the number of query and of key heads. None where the orders are the same.
     pub permuted_heads: Option<(usize, usize)>,
@@ -54,10 +60,31 @@ pub(crate) struct Decoder {
     pub head_dim: usize,
     pub vocabulary: usize,
     pub context_length: usize,
+    pub norm: Norm,
     pub eps: f32,
-    pub rope_base: f32,
+    /// Of the rotation's frequencies; none where positions are learned.
+    pub rope_base: Option<f32>,
     /// Whether the head is the embedding.
     pub tied: bool,
+}
+
+/// What stands before attention, before the MLP and before the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norm {
+    /// RMSNorm, in families that rotate queries and keys.
+    Rms,
+    /// LayerNorm with a bias, in those that learn positions.
+    Layer,
+}
+
+impl Norm {
+    /// The key of eps, without the family.
+    fn eps_key(self) -> &'static str {
+        match self {
+            Self::Rms => "attention.layer_norm_rms_epsilon",
+            Self::Layer => "attention.layer_norm_epsilon",
+        }
+    }
 }
 
 /// No model has a size beyond this; products of two such sizes fit 64 bits with room.
@@ -65,7 +92,7 @@ pub(crate) const LARGEST: usize = 1 << 24;
 
 impl Decoder {
     /// Reads the keys that begin with `family`.
-    pub fn read(gguf: &Gguf, family: &'static str) -> Result<Self> {
+    pub fn read(gguf: &Gguf, family: &'static str, norm: Norm) -> Result<Self> {
         let size = |name: &str| size(gguf, &format!("{family}.{name}"));
         let hidden = size("embedding_length")?;
         let heads = size("attention.head_count")?;
@@ -73,8 +100,10 @@ impl Decoder {
         let kv_heads = kv_heads.unwrap_or(heads);
         let head_dim = optional_size(gguf, &format!("{family}.attention.key_length"))?;
         let embedding = gguf.tensor("token_embd.weight")?;
-        let eps_key = format!("{family}.attention.layer_norm_rms_epsilon");
-        let base_key = format!("{family}.rope.freq_base");
+        let rope_base = match norm {
+            Norm::Rms => gguf.f32(&format!("{family}.rope.freq_base")).optional()?,
+            Norm::Layer => None,
+        };
         let decoder = Self {
             name: gguf.str("general.name").optional()?.unwrap_or(family).to_owned(),
             layers: size("block_count")?,
@@ -85,8 +114,9 @@ impl Decoder {
             head_dim: head_dim.unwrap_or(hidden / heads),
             vocabulary: embedding.rows,
             context_length: size("context_length")?,
-            eps: gguf.f32(&eps_key)?,
-            rope_base: gguf.f32(&base_key).optional()?.unwrap_or(10_000.0),
+            norm,
+            eps: gguf.f32(&format!("{family}.{}", norm.eps_key()))?,
+            rope_base: (norm == Norm::Rms).then(|| rope_base.unwrap_or(10_000.0)),
             tied: gguf.tensor("output.weight").optional()?.is_none(),
         };
         decoder.check_sizes(family)?;
@@ -111,8 +141,11 @@ impl Decoder {
         ] {
             write_size(gguf, &format!("{family}.{name}"), size)?;
         }
-        gguf.f32(&format!("{family}.attention.layer_norm_rms_epsilon"), self.eps)?;
-        gguf.f32(&format!("{family}.rope.freq_base"), self.rope_base)
+        gguf.f32(&format!("{family}.{}", self.norm.eps_key()), self.eps)?;
+        match self.rope_base {
+            Some(base) => gguf.f32(&format!("{family}.rope.freq_base"), base),
+            None => Ok(()),
+        }
     }
 
     /// Refuses sizes that make no model; `family` begins the names of their keys.
@@ -140,11 +173,11 @@ impl Decoder {
             return wrong(name, value, "heads have an even number of columns");
         }
         if !(self.eps > 0.0 && self.eps < 1.0) {
-            let name = "attention.layer_norm_rms_epsilon";
+            let name = self.norm.eps_key();
             return wrong(name, self.eps.to_string(), "it must lie between 0 and 1");
         }
-        if !(self.rope_base > 1.0 && self.rope_base.is_finite()) {
-            return wrong("rope.freq_base", self.rope_base.to_string(), "it must be above 1");
+        if let Some(base) = self.rope_base.filter(|base| !(*base > 1.0 && base.is_finite())) {
+            return wrong("rope.freq_base", base.to_string(), "it must be above 1");
         }
         if self.layers > 4096 {
             let expected = "no model has more than 4096 layers";
@@ -177,6 +210,9 @@ impl Decoder {
             vocabulary: self.vocabulary,
             context_length: self.context_length,
             key_cols: self.kv_heads * self.head_dim,
+            positions: None,
+            sites: &crate::SITES,
+            layers_path: "model.layers",
             permuted_heads: permuted.then_some((self.heads, self.kv_heads)),
         }
     }
@@ -199,7 +235,12 @@ impl Decoder {
         exponents.map(|e| f64::from(base).powf(-e) as f32).collect()
     }
 
-    /// Columns of the queries, and of the keys.
+    /// The same of the model's own base; none where positions are learned.
+    pub fn own_frequencies(&self) -> Vec<f32> {
+        self.rope_base.map_or(vec![], |base| self.frequencies(base))
+    }
+
+    /// Columns of the queries.
     pub fn query_cols(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -223,7 +264,10 @@ impl Decoder {
     pub fn head_block(&self) -> Block {
         let mut b = BlockBuilder::new("head", None, smidgen_graph::GRAIN);
         let x = b.input(self.hidden);
-        let x = b.rms_norm("final norm", x, "output_norm.weight", self.hidden, self.eps);
+        let x = match self.norm {
+            Norm::Rms => b.rms_norm("final norm", x, "output_norm.weight", self.hidden, self.eps),
+            Norm::Layer => b.layer_norm("final norm", x, "output_norm", self.eps),
+        };
         let tensor = if self.tied { "token_embd.weight" } else { "output.weight" };
         b.head(x, tensor, self.vocabulary);
         b.finish(None)

@@ -9,7 +9,7 @@ use smidgen_graph::{
 use smidgen_weights::{Gguf, GgufWriter, Optional};
 
 use crate::config::{
-    Decoder, Info, optional_size, position_divisor, write_position_divisor, write_size,
+    Decoder, Info, Norm, optional_size, position_divisor, write_position_divisor, write_size,
 };
 use crate::error::{Error, Result};
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
@@ -43,7 +43,7 @@ pub(crate) struct Gemma3 {
 }
 
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
-    let config = Decoder::read(gguf, "gemma3")?;
+    let config = Decoder::read(gguf, "gemma3", Norm::Rms)?;
     let window = optional_size(gguf, WINDOW_KEY)?.ok_or_else(|| Error::Value {
         key: WINDOW_KEY.into(),
         value: "missing".into(),
@@ -115,7 +115,7 @@ impl Architecture for Gemma3 {
     }
 
     fn rope_frequencies(&self) -> Vec<Vec<f32>> {
-        let mut global = self.config.frequencies(self.config.rope_base);
+        let mut global = self.config.own_frequencies();
         global.iter_mut().for_each(|f| *f /= self.position_divisor);
         vec![global, self.config.frequencies(LOCAL_ROPE_BASE)]
     }

@@ -12,6 +12,7 @@ mod config;
 mod error;
 mod gemma3;
 mod llama;
+mod opt;
 mod qwen2;
 pub mod synth;
 
@@ -21,8 +22,15 @@ pub use error::{Error, Result};
 use smidgen_graph::{Architecture, Site};
 use smidgen_weights::Gguf;
 
-/// The seven projections of a layer that an adapter may sit on, in the order of a layer.
-pub const SITES: [Site; 7] = [Q, K, V, O, GATE, UP, DOWN];
+/// The projections of a layer that an adapter may sit on, in the order of a layer: those of all
+/// families whose MLP is gated.
+const SITES: [Site; 7] = [Q, K, V, O, GATE, UP, DOWN];
+
+/// The projections of each kind of layer that families have, of which [`Info::sites`] is one list.
+pub const ALL_SITES: [&[Site]; 2] = [&SITES, &opt::SITES];
+
+/// The families that [`open`] knows.
+const FAMILIES: &str = "llama, qwen2, gemma3, opt";
 
 pub(crate) const Q: Site = Site { module: "self_attn.q_proj", tensor: "attn_q" };
 pub(crate) const K: Site = Site { module: "self_attn.k_proj", tensor: "attn_k" };
@@ -50,6 +58,7 @@ pub fn open(gguf: &Gguf) -> Result<Model> {
         "llama" => llama::open(gguf),
         "qwen2" => qwen2::open(gguf),
         "gemma3" => gemma3::open(gguf),
-        other => Err(Error::Family { name: other.to_owned(), known: "llama, qwen2, gemma3" }),
+        "opt" => opt::open(gguf),
+        other => Err(Error::Family { name: other.to_owned(), known: FAMILIES }),
     }
 }

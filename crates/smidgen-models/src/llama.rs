@@ -8,7 +8,7 @@ use smidgen_graph::{
 };
 use smidgen_weights::{Gguf, GgufWriter, Optional};
 
-use crate::config::{Decoder, Info, position_divisor, write_position_divisor, write_size};
+use crate::config::{Decoder, Info, Norm, position_divisor, write_position_divisor, write_size};
 use crate::error::{Error, Result};
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
@@ -24,7 +24,7 @@ pub(crate) struct Llama {
 }
 
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
-    let config = Decoder::read(gguf, "llama")?;
+    let config = Decoder::read(gguf, "llama", Norm::Rms)?;
     let divisor = position_divisor(gguf, "llama")?;
     let factors = gguf.vector_f32(FACTORS).optional()?;
     if let Some(factors) = &factors {
@@ -88,7 +88,7 @@ impl Architecture for Llama {
     }
 
     fn rope_frequencies(&self) -> Vec<Vec<f32>> {
-        let mut frequencies = self.config.frequencies(self.config.rope_base);
+        let mut frequencies = self.config.own_frequencies();
         frequencies.iter_mut().for_each(|f| *f /= self.position_divisor);
         if let Some(factors) = &self.factors {
             frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);

@@ -7,7 +7,7 @@ use smidgen_graph::{
 };
 use smidgen_weights::{Gguf, GgufWriter};
 
-use crate::config::{Decoder, Info, position_divisor, write_position_divisor};
+use crate::config::{Decoder, Info, Norm, position_divisor, write_position_divisor};
 use crate::error::Result;
 use crate::{DOWN, GATE, K, Model, O, Q, UP, V};
 
@@ -18,7 +18,7 @@ pub(crate) struct Qwen2 {
 }
 
 pub(crate) fn open(gguf: &Gguf) -> Result<Model> {
-    let config = Decoder::read(gguf, "qwen2")?;
+    let config = Decoder::read(gguf, "qwen2", Norm::Rms)?;
     let position_divisor = position_divisor(gguf, "qwen2")?;
     let blocks = Qwen2::new(config, position_divisor);
     Ok(Model { info: blocks.info(), blocks: Box::new(blocks) })
@@ -60,7 +60,7 @@ impl Architecture for Qwen2 {
     }
 
     fn rope_frequencies(&self) -> Vec<Vec<f32>> {
-        let mut frequencies = self.config.frequencies(self.config.rope_base);
+        let mut frequencies = self.config.own_frequencies();
         frequencies.iter_mut().for_each(|f| *f /= self.position_divisor);
         vec![frequencies]
     }

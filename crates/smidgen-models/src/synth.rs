@@ -4,7 +4,7 @@
 //! What is written is what the family opens: keys and tensors come from the family's own
 //! configuration and blocks. Matrices, the embedding included, are Q4_0 with mean 0 and variance
 //! 1 / columns, so that a product with a normed input has variance 1; norms are 1, but for the last
-//! one, which keeps logits small: the loss of any text is ln(vocabulary) within some hundredths.
+//! one, which keeps logits small; positions are F32: the loss of any text is ln(vocabulary) within some hundredths.
 
 mod presets;
 mod vocabulary;
@@ -18,9 +18,10 @@ use smidgen_weights::{Format, GgufWriter, NewTensor, RandomTensors, TensorWriter
 pub use presets::Preset;
 
 use crate::blocks::weights;
-use crate::config::Decoder;
+use crate::config::{Decoder, Norm};
 use crate::error::{Error, Result};
 use crate::gemma3::Gemma3;
+use crate::opt::Opt;
 use crate::qwen2::Qwen2;
 
 /// Q4_0 blocks that are made at a time: 72 kB.
@@ -29,6 +30,8 @@ const CHUNK_BLOCKS: usize = 4096;
 const FINAL_NORM: f32 = 0.125;
 /// Biases are uniform within this of 0.
 const BIAS_BOUND: f32 = 0.1;
+/// The table of learned positions, whose rows are as large as the embedding's.
+const POSITIONS: &str = "position_embd.weight";
 
 /// The sizes of a model; [`Preset::shape`] gives those of published models.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,12 +70,15 @@ pub enum Family {
         /// What positions of global layers are divided by.
         position_divisor: f32,
     },
+    /// opt, with byte-level BPE.
+    Opt,
 }
 
 /// The model of a shape, as its family has it.
 enum Blocks {
     Qwen2(Qwen2),
     Gemma3(Gemma3),
+    Opt(Opt),
 }
 
 impl Shape {
@@ -98,7 +104,9 @@ impl Shape {
         let mut gguf = GgufWriter::create(path)?;
         blocks.write_keys(&mut gguf)?;
         match self.family {
-            Family::Qwen2 => vocabulary::write_byte_level(&mut gguf, self.vocabulary)?,
+            Family::Qwen2 | Family::Opt => {
+                vocabulary::write_byte_level(&mut gguf, self.vocabulary)?
+            }
             Family::Gemma3 { .. } => vocabulary::write_sentence_piece(&mut gguf, self.vocabulary)?,
         }
         let tensors = tensors(blocks.architecture());
@@ -120,10 +128,15 @@ impl Shape {
             Family::Gemma3 { window, position_divisor } => {
                 Blocks::Gemma3(Gemma3::new(config, window, position_divisor))
             }
+            Family::Opt => Blocks::Opt(Opt::new(config)),
         }
     }
 
     fn config(&self) -> Decoder {
+        let (norm, eps, rope_base) = match self.family {
+            Family::Qwen2 | Family::Gemma3 { .. } => (Norm::Rms, 1e-6, Some(1e6)),
+            Family::Opt => (Norm::Layer, 1e-5, None),
+        };
         Decoder {
             name: self.name.clone(),
             layers: self.layers,
@@ -134,8 +147,9 @@ impl Shape {
             head_dim: self.head_dim,
             vocabulary: self.vocabulary,
             context_length: self.context_length,
-            eps: 1e-6,
-            rope_base: 1e6,
+            norm,
+            eps,
+            rope_base,
             tied: true,
         }
     }
@@ -146,6 +160,7 @@ impl Blocks {
         match self {
             Self::Qwen2(blocks) => blocks,
             Self::Gemma3(blocks) => blocks,
+            Self::Opt(blocks) => blocks,
         }
     }
 
@@ -153,16 +168,20 @@ impl Blocks {
         match self {
             Self::Qwen2(blocks) => blocks.write(gguf),
             Self::Gemma3(blocks) => blocks.write(gguf),
+            Self::Opt(blocks) => blocks.write(gguf),
         }
     }
 }
 
-/// Every tensor that the blocks name: matrices as Q4_0, vectors as F32.
+/// Every tensor that the blocks name: matrices as Q4_0, vectors and positions as F32.
 fn tensors(model: &dyn Architecture) -> Vec<NewTensor> {
     let tensor = |slot: WeightSlot| {
         let (name, rows, cols) = (slot.tensor, slot.rows as u64, slot.cols as u64);
         match rows {
             1 => NewTensor { name, format: Format::F32, shape: vec![cols] },
+            _ if name == POSITIONS => {
+                NewTensor { name, format: Format::F32, shape: vec![cols, rows] }
+            }
             _ => NewTensor { name, format: Format::Q4_0, shape: vec![cols, rows] },
         }
     };
@@ -183,17 +202,19 @@ impl Data<'_> {
     /// Writes a tensor. Its number in the list is that of its random numbers.
     fn tensor(&mut self, number: u64, tensor: &NewTensor) -> Result<()> {
         let cols = tensor.shape[0] as usize;
+        let deviation = 1.0 / (cols as f32).sqrt();
+        if tensor.name == POSITIONS {
+            return self.positions(number, cols, tensor.shape[1], deviation);
+        }
         if tensor.format == Format::F32 {
             let mut vector = vec![1.0; cols];
             if tensor.name == "output_norm.weight" {
                 vector.fill(FINAL_NORM);
             } else if tensor.name.ends_with(".bias") {
-                self.random.uniform(number, BIAS_BOUND, &mut vector);
+                self.random.uniform(number, 0, BIAS_BOUND, &mut vector);
             }
-            let bytes: Vec<u8> = vector.into_iter().flat_map(f32::to_le_bytes).collect();
-            return self.put(&bytes);
+            return self.numbers(&vector);
         }
-        let deviation = 1.0 / (cols as f32).sqrt();
         let block_bytes = Format::Q4_0.block_bytes();
         let blocks = cols / Format::Q4_0.block_len() * tensor.shape[1] as usize;
         let mut chunk = vec![0; CHUNK_BLOCKS * block_bytes];
@@ -203,6 +224,22 @@ impl Data<'_> {
             self.put(chunk)?;
         }
         Ok(())
+    }
+
+    /// Writes a table of `rows` rows of uniform numbers.
+    fn positions(&mut self, number: u64, cols: usize, rows: u64, deviation: f32) -> Result<()> {
+        let bound = deviation * 3.0f32.sqrt();
+        let mut row = vec![0.0; cols];
+        for r in 0..rows {
+            self.random.uniform(number, r * cols as u64, bound, &mut row);
+            self.numbers(&row)?;
+        }
+        Ok(())
+    }
+
+    fn numbers(&mut self, numbers: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.put(&bytes)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

@@ -57,6 +57,17 @@ pub enum Error {
         /// Number of tokens.
         vocabulary: usize,
     },
+    /// A position that the model's table does not have.
+    #[error(
+        "position {position} is beyond the {positions} that the model has a place for; shorten the \
+         sequences to that many tokens"
+    )]
+    Position {
+        /// The position, from 0.
+        position: usize,
+        /// Number of positions.
+        positions: usize,
+    },
     /// A pass without a token.
     #[error("there is no token to run")]
     Empty,

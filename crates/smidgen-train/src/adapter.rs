@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use smidgen_graph::{Architecture, Factor, LoraSpec};
+use smidgen_graph::{Factor, LoraSpec};
 use smidgen_kernels::{Kernels, NormalKey, Philox};
-use smidgen_models::SITES;
 use smidgen_runtime::Numbers;
 use smidgen_weights::{
     Adapter as PeftAdapter, AdapterConfig, AdapterWriter, LoraShape, TargetModules as PeftTargets,
@@ -59,6 +58,8 @@ enum Origin {
 
 #[derive(Clone, Debug)]
 struct Slot {
+    /// What checkpoints' names of a layer begin with.
+    layers_path: &'static str,
     layer: usize,
     module: String,
     factor: Factor,
@@ -69,7 +70,7 @@ struct Slot {
 
 impl Slot {
     fn path(&self) -> String {
-        format!("model.layers.{}.{}", self.layer, self.module)
+        format!("{}.{}.{}", self.layers_path, self.layer, self.module)
     }
 }
 
@@ -111,10 +112,10 @@ impl AdapterShape {
             rank,
             scale: (alpha / divisor) as f32,
             dropout: dropout as f32,
-            modules: config.targets.modules()?,
+            modules: config.targets.modules(base.info.sites)?,
         };
         let first_layer = layers - trained;
-        let slots = slots(base.blocks.as_ref(), &spec, first_layer);
+        let slots = slots(base, &spec, first_layer);
         Ok(Self { spec, first_layer, slots, config: config.clone() })
     }
 
@@ -449,7 +450,8 @@ impl Adapter {
     }
 }
 
-fn slots(model: &dyn Architecture, spec: &LoraSpec, first: usize) -> Vec<Slot> {
+fn slots(base: &Base, spec: &LoraSpec, first: usize) -> Vec<Slot> {
+    let (model, layers_path) = (base.blocks.as_ref(), base.info.layers_path);
     let mut slots = Vec::new();
     let mut at = 0;
     for layer in first..model.layers() {
@@ -459,6 +461,7 @@ fn slots(model: &dyn Architecture, spec: &LoraSpec, first: usize) -> Vec<Slot> {
             at = range.end;
             let (rank, cols) = (param.rows, param.cols);
             slots.push(Slot {
+                layers_path,
                 layer,
                 module: param.module,
                 factor: param.factor,
@@ -476,11 +479,11 @@ fn covered(base: &Base, file: &PeftAdapter) -> std::result::Result<(usize, Targe
     let mut layers: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
     for (path, _) in file.modules() {
         let (layer, module) = path
-            .strip_prefix("model.layers.")
-            .and_then(|rest| rest.split_once('.'))
+            .strip_prefix(base.info.layers_path)
+            .and_then(|rest| rest.strip_prefix('.')?.split_once('.'))
             .and_then(|(layer, module)| Some((layer.parse::<usize>().ok()?, module)))
             .filter(|(layer, module)| {
-                *layer < base.info.layers && SITES.iter().any(|s| s.module == *module)
+                *layer < base.info.layers && base.info.sites.iter().any(|s| s.module == *module)
             })
             .ok_or(format!("{path} is no projection of a layer of this model"))?;
         layers.entry(layer).or_default().insert(module);
@@ -502,7 +505,7 @@ fn covered(base: &Base, file: &PeftAdapter) -> std::result::Result<(usize, Targe
 }
 
 fn permutation(base: &Base, module: &str) -> Option<usize> {
-    SITES.iter().find(|s| s.module == module).and_then(|s| base.info.permutation(*s))
+    base.info.sites.iter().find(|s| s.module == module).and_then(|s| base.info.permutation(*s))
 }
 
 /// `to[c][r] = from[r][c]`.

@@ -16,7 +16,9 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::method::{Method, Stepper};
 use crate::optimizer::OptimizerConfig;
-use crate::planning::{DataSize, plan_or_remedies, process_row, request, settings as settings_of};
+use crate::planning::{
+    DataSize, check_length, plan_or_remedies, process_row, request, settings as settings_of,
+};
 use crate::session::trainable;
 use crate::step::{StepSettings, fill};
 use crate::train_config::{MemoryBudget, TrainConfig, check_method};
@@ -148,6 +150,7 @@ pub fn bench(
         ..TrainConfig::default()
     };
     config.check()?;
+    check_length(base, case.tokens)?;
     let process = process_row();
     let start = AdapterStart::random(base, &config.lora, config.seed)?;
     check_method(base, &config, start.shape())?;

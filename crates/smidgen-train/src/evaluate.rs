@@ -14,7 +14,7 @@ use smidgen_text::{Dataset, Sequence};
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::{Result, stop_if};
-use crate::planning::process_row;
+use crate::planning::{check_length, process_row};
 use crate::side::SideForward;
 use crate::step::fill;
 use crate::tuning::Tuning;
@@ -109,6 +109,7 @@ impl<'a> Evaluator<'a> {
         budget: Budget,
         more: Vec<Row>,
     ) -> Result<Self> {
+        check_length(base, positions)?;
         let (adapter, network) = match tuning {
             Tuning::Lora(adapter) => (adapter, None),
             Tuning::Side(network) => (Adapter::none(base), Some(network)),

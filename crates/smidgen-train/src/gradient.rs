@@ -13,7 +13,7 @@ use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
 use crate::method::Method;
-use crate::planning::{DataSize, plan_or_remedies, process_row, request, settings};
+use crate::planning::{DataSize, check_length, plan_or_remedies, process_row, request, settings};
 use crate::step::fill;
 use crate::train_config::TrainConfig;
 
@@ -33,6 +33,7 @@ pub fn gradient(
 ) -> Result<Vec<f32>> {
     let config = TrainConfig { method: Method::Exact, ..config.clone() };
     let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
+    check_length(base, longest)?;
     let size = DataSize { sequences: sequences.len(), longest, samples: 1 };
     let settings = settings(base, &config, longest);
     let mut request = request(base, adapter.shape(), &config, size, 0, &settings, process_row())?;

@@ -5,14 +5,13 @@ use std::path::Path;
 use smidgen_graph::plan::{CurvePoint, Plan, Request, curve, plan, remedies};
 use smidgen_graph::{Backward, Budget, Gradients, OverBudget, Rates, Row};
 use smidgen_kernels::Kernels;
-use smidgen_models::SITES;
 use smidgen_runtime::memory::{self, RunPhase};
 use smidgen_runtime::{Settings, fixed_rows};
 use smidgen_text::{Dataset, Packs, Sequence};
 
 use crate::adapter::{AdapterNote, AdapterShape, AdapterStart, InitLoraWeights};
 use crate::base::Base;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loftq::Loftq;
 use crate::method::{Method, Side};
 use crate::side::{SideRun, SideShape, SideSize};
@@ -91,12 +90,24 @@ pub fn measure_rates(threads: usize, folder: Option<&Path>) -> Result<Rates> {
 fn ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Request> {
     config.check()?;
     let process = process_row();
+    check_length(base, longest)?;
     let start = adapter_start(base, config)?.0;
     check_method(base, config, start.shape())?;
     let samples = if config.pack { (longest / SHORTEST).max(1) } else { 1 };
     let size = DataSize { sequences: config.sequences(), longest, samples };
     let settings = settings(base, config, longest);
     request(base, start.shape(), config, size, 0, &settings, process)
+}
+
+/// Refuses sequences that are longer than the model has positions.
+pub(crate) fn check_length(base: &Base, tokens: usize) -> Result<()> {
+    match base.info.positions.filter(|&positions| tokens > positions) {
+        Some(positions) => Err(Error::setting(format!(
+            "texts of {tokens} tokens are longer than the {positions} positions that the model has \
+             learned; shorten them, as with --max-seq-length {positions}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What a run starts from, and what is worth telling about it.
@@ -172,7 +183,7 @@ pub(crate) fn request(
         let sizes = (size, side.pace);
         fixed.extend(SideRun::plan_rows(&shape, sizes, tokens, file, evaluates));
     }
-    let permutes = SITES.iter().any(|site| base.info.permutation(*site).is_some());
+    let permutes = base.info.sites.iter().any(|site| base.info.permutation(*site).is_some());
     let copies = if permutes { 2 } else { 1 };
     let (turned, factors) = (copies * adapter.largest_b(), adapter.factors().count());
     fixed.push(Row::new(

@@ -35,7 +35,37 @@ const PARTS: [(&str, &str); 13] = [
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 
+/// The same for opt.
+const OPT_PARTS: [(&str, &str); 8] = [
+    ("attn_norm", "self_attn_layer_norm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.out_proj"),
+    ("ffn_norm", "final_layer_norm"),
+    ("ffn_up", "fc1"),
+    ("ffn_down", "fc2"),
+];
+
+fn opt_name(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let rest = match *parts.as_slice() {
+        ["token_embd", kind] => format!("embed_tokens.{kind}"),
+        ["position_embd", kind] => format!("embed_positions.{kind}"),
+        ["output_norm", kind] => format!("final_layer_norm.{kind}"),
+        [_, layer, part, kind] => {
+            let module = OPT_PARTS.iter().find(|(gguf, _)| *gguf == part).expect("a part").1;
+            format!("layers.{layer}.{module}.{kind}")
+        }
+        _ => panic!("a tensor {name}"),
+    };
+    format!("model.decoder.{rest}")
+}
+
 fn checkpoint_name(family: &str, name: &str) -> String {
+    if family == "opt" {
+        return opt_name(name);
+    }
     match name {
         "token_embd.weight" => return "model.embed_tokens.weight".into(),
         "output_norm.weight" => return "model.norm.weight".into(),
@@ -56,7 +86,9 @@ type Tensor = (String, Vec<usize>, Vec<f32>);
 /// All tensors of a model as its checkpoint has them.
 fn tensors(gguf: &Gguf, family: &str) -> Vec<Tensor> {
     let size = |key: &str| gguf.u64(&format!("{family}.{key}")).expect("a size") as usize;
-    let (heads, kv_heads) = (size("attention.head_count"), size("attention.head_count_kv"));
+    let heads = size("attention.head_count");
+    let kv_heads = gguf.u64(&format!("{family}.attention.head_count_kv")).optional();
+    let kv_heads = kv_heads.expect("a size").map_or(heads, |n| n as usize);
     let tensor = |name: &str| {
         let matrix = gguf.matrix(name).expect("a tensor");
         let (rows, cols) = (matrix.rows(), matrix.cols());
@@ -100,6 +132,17 @@ fn write_safetensors(path: &Path, tensors: &[Tensor]) {
 fn config(gguf: &Gguf, family: &str, tensors: &[Tensor]) -> Value {
     let size = |key: &str| gguf.u64(&format!("{family}.{key}")).expect("a size");
     let number = |key: &str| f64::from(gguf.f32(&format!("{family}.{key}")).expect("a number"));
+    if family == "opt" {
+        return json!({
+            "model_type": "opt", "hidden_size": size("embedding_length"),
+            "ffn_dim": size("feed_forward_length"), "num_hidden_layers": size("block_count"),
+            "num_attention_heads": size("attention.head_count"),
+            "vocab_size": tensors.iter().find(|t| t.0.ends_with("embed_tokens.weight")).map(|t| t.1[0]),
+            "max_position_embeddings": size("context_length"), "word_embed_proj_dim": size("embedding_length"),
+            "do_layer_norm_before": true, "activation_function": "relu", "_remove_final_layer_norm": false,
+            "eos_token_id": gguf.u32("tokenizer.ggml.eos_token_id").expect("an id"),
+        });
+    }
     let head_dim = gguf.u64(&format!("{family}.attention.key_length")).optional().expect("a size");
     let head_dim = head_dim.unwrap_or(size("embedding_length") / size("attention.head_count"));
     let rows = |name: &str| tensors.iter().find(|t| t.0 == name).map(|t| t.1[0]);
@@ -225,7 +268,7 @@ fn logits(base: &Base, adapter: Adapter) -> Vec<f32> {
 
 #[test]
 fn checkpoints_come_back_with_the_same_logits_and_ids() {
-    for (family, shards) in FAMILIES.into_iter().zip([1, 3, 2]) {
+    for (family, shards) in FAMILIES.into_iter().zip([1, 3, 2, 2]) {
         let folder = tempfile::tempdir().expect("a folder");
         write_folder(family, folder.path(), shards);
         let out = folder.path().join("model.gguf");
@@ -328,6 +371,31 @@ fn folders_that_cannot_be_written_say_why() {
     let index = json!({"weight_map": {"x": "../model.safetensors"}});
     std::fs::write(path("model.safetensors.index.json"), index.to_string()).expect("a file");
     refused("no file of it");
+}
+
+#[test]
+fn other_kinds_of_opt_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_folder("opt", folder.path(), 1);
+    let (path, out) = (folder.path().join("config.json"), folder.path().join("model.gguf"));
+    let config = std::fs::read_to_string(&path).expect("a file");
+    let parsed: Value = serde_json::from_str(&config).expect("JSON");
+    for (key, value, because) in [
+        ("do_layer_norm_before", json!(false), "norm before attention"),
+        ("enable_bias", json!(false), "with all biases"),
+        ("word_embed_proj_dim", json!(48), "as wide as their hidden state"),
+        ("_remove_final_layer_norm", json!(true), "not supported"),
+        ("activation_function", json!("gelu"), "only relu is known"),
+        ("max_position_embeddings", json!(641), "643 x 96 is what config.json says"),
+        ("ffn_dim", Value::Null, "every model has it"),
+        ("num_attention_heads", json!(96), "even number"),
+    ] {
+        let mut changed = parsed.clone();
+        changed[key] = value;
+        std::fs::write(&path, changed.to_string()).expect("a file");
+        let error = quantise(folder.path(), Format::Q8_0, &out).expect_err(because).to_string();
+        assert!(error.contains(because), "{error} does not say {because}");
+    }
 }
 
 #[test]

@@ -78,7 +78,8 @@ fn a_gguf_lora_holds_the_adapters_numbers() {
             .collect();
         assert_eq!(gguf.tensor_names().len(), factors.len());
         for (layer, module, factor, range) in factors {
-            let site = smidgen_models::SITES.iter().find(|s| s.module == module).expect("a site");
+            let sites = model.info.sites;
+            let site = sites.iter().find(|s| s.module == module).expect("a site");
             let name = format!("blk.{layer}.{}.weight", site.tensor);
             let target = model.weights.gguf().tensor(&name).expect("what it changes");
             let held = &numbers(&adapter)[range];

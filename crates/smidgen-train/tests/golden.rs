@@ -74,7 +74,7 @@ impl Golden {
         let mut worst: f64 = 0.0;
         let mut checked = 0;
         for (layer, module, factor, range) in adapter.shape().factors() {
-            let name = peft_name(layer, module, factor);
+            let name = peft_name(&self.model.info, layer, module, factor);
             let found = peft_order(
                 &self.model.info,
                 module,

@@ -121,7 +121,8 @@ impl Golden {
         let tensors = golden_adapters();
         let (mut off, mut way) = (Vec::new(), Vec::new());
         for (layer, module, factor, range) in start.shape().factors() {
-            let name = format!("{}.{key}.{}", self.family, peft_name(layer, module, factor));
+            let info = &self.model.info;
+            let name = format!("{}.{key}.{}", self.family, peft_name(info, layer, module, factor));
             let order = |x: &[f32]| {
                 let all = peft_order(&self.model.info, module, factor, x, start.config().rank);
                 all.into_iter().step_by(STRIDE).collect::<Vec<f32>>()

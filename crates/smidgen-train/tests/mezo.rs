@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use common::runs::{NEVER, config, finish, numbers, own_windows, planned, real_model, train, ways};
-use common::{FAMILIES, Model, Run, bits, golden_model, gradient, norm, sequences};
+use common::{FAMILIES, Model, Run, SMOOTH, bits, golden_model, gradient, norm, sequences};
 use smidgen_kernels::{Kernels, NormalKey};
 use smidgen_train::memory::Meter;
 use smidgen_train::{
@@ -70,7 +70,7 @@ fn projections_off(model: &Model, batch: &[Sequence], directions: usize, eps: &[
 /// A larger eps leaves more of the loss's third derivative, a smaller one more of its rounding.
 #[test]
 fn a_projected_gradient_is_the_gradient_along_its_direction() {
-    for family in FAMILIES {
+    for family in SMOOTH {
         let model = golden_model(family);
         let batch = sequences(model.info.vocabulary, &[40, 23]);
         let off = projections_off(&model, &batch, 16, &[3e-3, 1e-3, 3e-4]);

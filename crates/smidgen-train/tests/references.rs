@@ -11,7 +11,6 @@ use serde_json::Value;
 use smidgen_graph::plan::{Request, plan};
 use smidgen_graph::{Backward, Budget, Factor, Gradients, Rates, WeightPages};
 use smidgen_kernels::Kernels;
-use smidgen_models::SITES;
 use smidgen_runtime::memory::Meter;
 use smidgen_runtime::{Engine, Numbers, Pass, Settings, SpoolFormat};
 use smidgen_train::{
@@ -106,7 +105,7 @@ fn reference_adapter(base: &Base) -> Adapter {
     let places: Vec<_> =
         adapter.shape().factors().map(|(l, m, f, r)| (l, m.to_owned(), f, r)).collect();
     for (layer, module, factor, range) in places {
-        let k = SITES.iter().position(|s| s.module == module).expect("a projection");
+        let k = base.info().sites.iter().position(|s| s.module == module).expect("a projection");
         let numbers = adapter.values().piece_mut(range).expect("numbers");
         let hf: Vec<f32> = (0..numbers.len()).map(|i| start(layer, k, factor, i)).collect();
         numbers.copy_from_slice(&from_checkpoint(base, k, factor, &hf));
@@ -131,7 +130,7 @@ fn from_checkpoint(base: &Base, k: usize, factor: Factor, hf: &[f32]) -> Vec<f32
         return hf.to_vec();
     }
     let mut rows = hf.to_vec();
-    if let Some(heads) = base.info().permutation(SITES[k]) {
+    if let Some(heads) = base.info().permutation(base.info().sites[k]) {
         hf_rows_to_gguf(hf, &mut rows, heads, RANK);
     }
     let outputs = rows.len() / RANK;
@@ -146,7 +145,7 @@ fn to_checkpoint(base: &Base, k: usize, factor: Factor, ours: &[f32]) -> Vec<f32
     let outputs = ours.len() / RANK;
     let rows: Vec<f32> = (0..ours.len()).map(|i| ours[i % RANK * outputs + i / RANK]).collect();
     let mut hf = rows.clone();
-    if let Some(heads) = base.info().permutation(SITES[k]) {
+    if let Some(heads) = base.info().permutation(base.info().sites[k]) {
         gguf_rows_to_hf(&rows, &mut hf, heads, RANK);
     }
     hf
@@ -212,8 +211,9 @@ fn check_gradients(file: &str, reference: &str, bos: bool) {
     assert!((loss - expected).abs() < 1e-3, "loss {loss} against {expected}");
     let (mut worst_norm, mut worst_entry, mut checked) = (0.0f64, 0.0f64, 0);
     for (layer, module, factor, range) in adapter.shape().factors() {
-        let k = SITES.iter().position(|s| s.module == module).expect("a projection");
-        let entry = &reference["grads"][layer * SITES.len() + k];
+        let sites = base.info().sites;
+        let k = sites.iter().position(|s| s.module == module).expect("a projection");
+        let entry = &reference["grads"][layer * sites.len() + k];
         let short = module.rsplit('.').next().expect("a name").trim_end_matches("_proj");
         assert_eq!(entry["layer"].as_u64(), Some(layer as u64));
         assert_eq!(entry["proj"].as_str(), Some(short));

@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 
 use common::{Model, Run, gradient, sequences};
 use smidgen_graph::LoraSpec;
-use smidgen_models::SITES;
 use smidgen_models::synth::{Preset, Shape};
 use smidgen_train::Base;
 
@@ -48,7 +47,7 @@ fn losses_are_those_of_guessing() {
         let vocabulary = 2048;
         write(preset, vocabulary, &path);
         let model = Model::open(&path);
-        let modules = SITES.iter().map(|site| site.module.to_owned()).collect();
+        let modules = model.info.sites.iter().map(|site| site.module.to_owned()).collect();
         let lora = LoraSpec { rank: 2, scale: 1.0, dropout: 0.0, modules };
         let run = Run::new(lora.clone(), 0, 48);
         let mut engine = run.engine(model.blocks.as_ref(), &model.weights);

@@ -21,6 +21,7 @@ const HEAD_DIM: usize = 16;
 /// Four tiles of the MLP, the last one narrower.
 const FFN: usize = 832;
 const EPS: f32 = 1e-5;
+const POSITIONS: usize = 120;
 
 /// What a layer does with its input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,12 +30,14 @@ enum Shape {
     Parallel,
     /// The same, with queries normalised over heads and then scaled, and the MLP's output halved.
     ScaledParallel,
+    /// Norms with a mean, places of its own, biases everywhere, and an MLP of two projections.
+    Placed,
     /// No norm before the projections: the residual's gradient and the projections' meet in one
     /// sum, and the residual is added twice.
     Bare,
 }
 
-const SHAPES: [Shape; 3] = [Shape::Parallel, Shape::ScaledParallel, Shape::Bare];
+const SHAPES: [Shape; 4] = [Shape::Parallel, Shape::ScaledParallel, Shape::Placed, Shape::Bare];
 
 #[derive(Debug)]
 struct Toy(Shape);
@@ -77,6 +80,11 @@ impl Toy {
 
     fn wide(&self, b: &mut BlockBuilder, x: ValueId) -> ValueId {
         let [.., gate, up, down] = SITES;
+        if self.0 == Shape::Placed {
+            let enter = b.projection(up, HIDDEN, FFN, true);
+            let leave = b.projection(down, FFN, HIDDEN, true);
+            return b.plain_mlp("wide", x, enter, leave);
+        }
         let mlp = Mlp {
             gate: b.projection(gate, HIDDEN, FFN, false),
             up: b.projection(up, HIDDEN, FFN, false),
@@ -101,6 +109,10 @@ impl Architecture for Toy {
         let x = b.input(HIDDEN);
         let n = match self.0 {
             Shape::Bare => x,
+            Shape::Placed => {
+                let placed = b.positions("placed", x, "places", 3, POSITIONS);
+                b.layer_norm("norm", placed, "norm", EPS)
+            }
             _ => b.rms_norm("norm", x, "norm.weight", HIDDEN, EPS),
         };
         let mixed = self.mix(&mut b, n);
@@ -162,6 +174,10 @@ fn random_file(model: &dyn Architecture) -> tempfile::NamedTempFile {
         let block = model.layer_block(model.layer_kind(layer), None, smidgen_graph::GRAIN);
         add(block, &model.layer_prefix(layer));
     }
+    // No unit comes near a rectifier's kink, where no difference tells the gradient: small weights
+    // beside large biases hold half of them on and half of them off.
+    let kinked = tensors.iter().any(|(name, ..)| name.ends_with("wide_up.bias"));
+    let bound_of = |cols: usize| (3.0 / cols as f32).sqrt();
     const ALIGNMENT: usize = 32;
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
@@ -179,9 +195,13 @@ fn random_file(model: &dyn Architecture) -> tempfile::NamedTempFile {
         let mut numbers = vec![0.0; rows * cols];
         let (centre, bound) = match *rows {
             1 => (1.0, 0.3),
-            _ => (0.0, (3.0 / *cols as f32).sqrt()),
+            _ if kinked && name.ends_with("wide_up.weight") => (0.0, 0.25 * bound_of(*cols)),
+            _ => (0.0, bound_of(*cols)),
         };
         random(i as u64, bound, &mut numbers);
+        if name.ends_with("wide_up.bias") {
+            numbers.iter_mut().for_each(|x| *x = 2.0 * x.signum() - centre);
+        }
         data.extend(numbers.iter().flat_map(|x| (centre + x).to_le_bytes()));
         data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
     }

@@ -39,9 +39,9 @@ impl RandomTensors {
         }
     }
 
-    /// Numbers of a tensor from its first on, uniform in [-`bound`, `bound`).
-    pub fn uniform(&self, tensor: u64, bound: f32, numbers: &mut [f32]) {
-        self.philox.uniform(tensor, 0, numbers);
+    /// Numbers `first`.. of a tensor, uniform in [-`bound`, `bound`).
+    pub fn uniform(&self, tensor: u64, first: u64, bound: f32, numbers: &mut [f32]) {
+        self.philox.uniform(tensor, first, numbers);
         numbers.iter_mut().for_each(|x| *x = (2.0 * *x - 1.0) * bound);
     }
 }
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn uniform_numbers_are_within_their_bound() {
         let mut numbers = [0.0; 1000];
-        RandomTensors::new(1).uniform(0, 0.5, &mut numbers);
+        RandomTensors::new(1).uniform(0, 0, 0.5, &mut numbers);
         assert!(numbers.iter().all(|x| (-0.5..0.5).contains(x)));
         assert!(numbers.iter().sum::<f32>().abs() < 30.0);
     }

@@ -14,7 +14,7 @@ use super::{MethodName, OptimizerName, OutputArgs};
 pub struct BenchArgs {
     #[command(subcommand)]
     pub command: Option<BenchCommand>,
-    /// The model: a GGUF file of the llama, qwen2 or gemma3 family
+    /// The model: a GGUF file of the llama, qwen2, gemma3 or opt family
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// Tokens of a step: one sequence of random tokens

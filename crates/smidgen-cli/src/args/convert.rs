@@ -51,7 +51,7 @@ pub struct FuseArgs {
 #[derive(Args, Debug)]
 pub struct QuantizeArgs {
     /// The model: a GGUF file, or a folder with config.json, safetensors and tokenizer.json, of the
-    /// llama, qwen2 or gemma3 family
+    /// llama, qwen2, gemma3 or opt family
     #[arg(value_name = "MODEL")]
     pub input: PathBuf,
     /// Write this file, in place of a GGUF model at most

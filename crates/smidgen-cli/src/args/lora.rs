@@ -21,8 +21,8 @@ pub struct LoraArgs {
     /// Probability that an input of the adapter is dropped [default: 0]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub lora_dropout: Option<f64>,
-    /// Projections: all-linear, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
-    /// (GGUF's names too) [default: all-linear]
+    /// Projections: all-linear, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,
+    /// of opt out_proj,fc1,fc2 for the last four (GGUF's names too) [default: all-linear]
     #[arg(long, value_name = "NAMES", value_parser = target_modules)]
     pub target_modules: Option<TargetModules>,
     /// Only the last N layers [default: all]
@@ -56,5 +56,5 @@ fn target_modules(text: &str) -> Result<TargetModules, String> {
         return Ok(TargetModules::AllLinear);
     }
     let targets = TargetModules::Names(text.split(',').map(|n| n.trim().to_owned()).collect());
-    targets.modules().map(|_| targets).map_err(|error| error.to_string())
+    targets.check().map(|()| targets).map_err(|error| error.to_string())
 }

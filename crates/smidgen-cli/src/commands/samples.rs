@@ -67,13 +67,16 @@ impl Samples {
         let tokenizer = base.tokenizer()?;
         // Data without chats needs none, so a broken one is no failure here.
         let template = base.chat_template(&tokenizer).ok().flatten();
+        let longest = self.chosen.iter().map(|s| s.prompt.len()).max().unwrap_or(1);
+        // A prompt is shorter than its sample, so there is room.
+        let room = base.info().positions.map(|all| all.saturating_sub(longest));
+        let tokens = self.tokens.min(room.unwrap_or(self.tokens));
         let config = GenerateConfig {
-            max_tokens: self.tokens,
+            max_tokens: tokens,
             stop: ends(&tokenizer, template.as_ref()),
             ..GenerateConfig::default()
         };
-        let longest = self.chosen.iter().map(|s| s.prompt.len()).max().unwrap_or(1);
-        let (rows, positions) = (longest.min(PROMPT_ROWS), longest + self.tokens);
+        let (rows, positions) = (longest.min(PROMPT_ROWS), longest + tokens);
         let made = Evaluator::to_generate(base, tuning, rows, positions, self.threads, self.budget);
         let mut evaluator = match made {
             Err(error) if error.kind() == Kind::Budget => return Ok(None),

@@ -315,7 +315,7 @@ fn lora(args: &LoraArgs, base: &Base) -> Result<LoraConfig> {
     let init = AdapterStart::folder(base, folder)?.0.shape().config().clone();
     let given = flags(init.clone());
     let layers = |c: &LoraConfig| c.num_layers.unwrap_or(base.info().layers).to_string();
-    let modules = |t: &TargetModules| t.modules().map(|names| names.join(","));
+    let modules = |t: &TargetModules| t.modules(base.info().sites).map(|names| names.join(","));
     let pairs = [
         ("--lora-rank", given.rank.to_string(), init.rank.to_string()),
         ("--lora-alpha", given.alpha.to_string(), init.alpha.to_string()),

@@ -140,6 +140,7 @@ fn broken_inputs_are_told_of() {
     let tokens = fs::read(furnished.path("text.tokens")).unwrap();
     let cases = [
         models::cases(),
+        models::opt_cases(),
         models::folders(),
         data::cases(),
         data::token_files(&tokens),

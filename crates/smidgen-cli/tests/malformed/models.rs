@@ -1,6 +1,7 @@
 //! Model files and checkpoints' folders.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -11,6 +12,42 @@ const TENSOR: &str = "blk.0.attn_q.weight";
 
 fn case(name: &'static str, content: Vec<u8>, told: &'static [&'static str]) -> Case {
     file(name, content, format!("eval -m {name} --data text.txt --chunks 1"), 1, told)
+}
+
+/// Broken files of a family with learned positions, and what does not fit a sound one.
+pub fn opt_cases() -> Vec<Case> {
+    let opt = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/opt.gguf");
+    let opt = fs::read(opt).unwrap();
+    let put = |key: &str, patch: &[u8]| patched(&opt, key, 4, patch);
+    let sound =
+        |name, line: &str, told| file(name, opt.clone(), format!("{line} -m {name}"), 2, told);
+    vec![
+        case(
+            "positions.gguf",
+            put("opt.context_length", &700_u32.to_le_bytes()),
+            &["positions.gguf", "position_embd.weight has 642 x 96", "702 x 96"],
+        ),
+        case(
+            "deviation.gguf",
+            put("opt.attention.layer_norm_epsilon", &0f32.to_le_bytes()),
+            &["deviation.gguf", "opt.attention.layer_norm_epsilon is 0", "between 0 and 1"],
+        ),
+        case(
+            "bias.gguf",
+            patched(&opt, "blk.1.ffn_up.bia", 0, b"z"),
+            &["bias.gguf", "no tensor blk.1.ffn_up.bias", "download or convert"],
+        ),
+        sound(
+            "long.gguf",
+            "plan --max-seq-length 641",
+            &["641 tokens", "640 positions", "--max-seq-length 640"],
+        ),
+        sound(
+            "module.gguf",
+            "train --data text.txt -o run --target-modules q_proj,o_proj",
+            &["\"o_proj\"", "q_proj, k_proj, v_proj, out_proj, fc1, fc2"],
+        ),
+    ]
 }
 
 pub fn cases() -> Vec<Case> {
@@ -81,7 +118,7 @@ pub fn cases() -> Vec<Case> {
         case(
             "family.gguf",
             put("general.architecture", 12, b"lamma"),
-            &["family.gguf", "\"lamma\"", "llama, qwen2, gemma3"],
+            &["family.gguf", "\"lamma\"", "llama, qwen2, gemma3, opt"],
         ),
         case(
             "blocks.gguf",

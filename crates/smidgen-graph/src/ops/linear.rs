@@ -47,8 +47,7 @@ impl Op for Linear {
             branch.forward(x, emit);
             terms.push(up(branch.lora.b, branch.h, branch.lora.rank, 0..p.outputs));
         }
-        let start = p.bias.map_or(Start::Zero, Start::Bias);
-        emit.step(Step::Gemm { out: node.outputs[0], start, scale: 1.0, terms });
+        emit.step(Step::Gemm { out: node.outputs[0], start: p.start(0), scale: 1.0, terms });
     }
 
     fn backward(&self, node: &Node, dy: Option<ValueId>, wanted: &[bool], emit: &mut Emit) {

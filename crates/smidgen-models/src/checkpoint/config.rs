@@ -7,10 +7,12 @@ use serde_json::Value;
 use smidgen_graph::Architecture;
 use smidgen_weights::{Checkpoint, GgufWriter};
 
-use crate::config::{Decoder, Info, LARGEST};
+use crate::FAMILIES;
+use crate::config::{Decoder, Info, LARGEST, Norm};
 use crate::error::{Error, Result};
 use crate::gemma3::{self, Gemma3};
 use crate::llama::Llama;
+use crate::opt::Opt;
 use crate::qwen2::Qwen2;
 
 /// A model of a checkpoint, as its family has it.
@@ -19,6 +21,7 @@ pub(super) enum Family {
     Llama(Llama),
     Qwen2(Qwen2),
     Gemma3(Gemma3),
+    Opt(Opt),
 }
 
 impl Family {
@@ -29,6 +32,9 @@ impl Family {
         let model_type = fields.text("model_type").unwrap_or_default().to_owned();
         if let Some(text) = checkpoint.config().get("text_config") {
             fields.fields = text;
+        }
+        if model_type == "opt" {
+            return fields.opt(checkpoint.folder(), has_head).map(Self::Opt);
         }
         let is_gemma = matches!(model_type.as_str(), "gemma3" | "gemma3_text");
         let config = fields.decoder(checkpoint.folder(), has_head, is_gemma)?;
@@ -45,7 +51,7 @@ impl Family {
                 Ok(Self::Qwen2(Qwen2::new(config, divisor)))
             }
             "gemma3" | "gemma3_text" => fields.gemma3(config).map(Self::Gemma3),
-            other => Err(Error::Family { name: other.to_owned(), known: "llama, qwen2, gemma3" }),
+            other => Err(Error::Family { name: other.to_owned(), known: FAMILIES }),
         }
     }
 
@@ -55,6 +61,7 @@ impl Family {
             Self::Llama(llama) => llama.write(gguf),
             Self::Qwen2(qwen2) => qwen2.write(gguf),
             Self::Gemma3(gemma3) => gemma3.write(gguf),
+            Self::Opt(opt) => opt.write(gguf),
         }?)
     }
 
@@ -62,7 +69,7 @@ impl Family {
     pub fn rope_factors(&self) -> Option<&[f32]> {
         match self {
             Self::Llama(llama) => llama.factors(),
-            Self::Qwen2(_) | Self::Gemma3(_) => None,
+            Self::Qwen2(_) | Self::Gemma3(_) | Self::Opt(_) => None,
         }
     }
 
@@ -72,6 +79,7 @@ impl Family {
             Self::Llama(llama) => llama.info(),
             Self::Qwen2(qwen2) => qwen2.info(),
             Self::Gemma3(gemma3) => gemma3.info(),
+            Self::Opt(opt) => opt.info(),
         }
     }
 
@@ -81,6 +89,7 @@ impl Family {
             Self::Llama(blocks) => blocks,
             Self::Qwen2(blocks) => blocks,
             Self::Gemma3(blocks) => blocks,
+            Self::Opt(blocks) => blocks,
         }
     }
 }
@@ -152,7 +161,6 @@ impl<'a> Fields<'a> {
 
     fn decoder(&self, folder: &Path, has_head: bool, is_gemma: bool) -> Result<Decoder> {
         let (hidden, heads) = (self.needed("hidden_size")?, self.needed("num_attention_heads")?);
-        let given = folder.file_name().map(|name| name.to_string_lossy().into_owned());
         let tied = match self.get("tie_word_embeddings") {
             Some(Value::Bool(tied)) => *tied,
             _ => is_gemma,
@@ -164,7 +172,7 @@ impl<'a> Fields<'a> {
         let rope_base = rope_base.or(self.number("rope_theta")?);
         let default_base = if is_gemma { 1e6 } else { 1e4 };
         let decoder = Decoder {
-            name: given.unwrap_or_else(|| "model".to_owned()),
+            name: name_of(folder),
             layers: self.needed("num_hidden_layers")?,
             hidden,
             ffn: self.needed("intermediate_size")?,
@@ -173,8 +181,9 @@ impl<'a> Fields<'a> {
             head_dim: self.size("head_dim")?.unwrap_or(hidden / heads),
             vocabulary: self.needed("vocab_size")?,
             context_length: self.needed("max_position_embeddings")?,
+            norm: Norm::Rms,
             eps: self.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            rope_base: rope_base.unwrap_or(default_base) as f32,
+            rope_base: Some(rope_base.unwrap_or(default_base) as f32),
             tied: tied || !has_head,
         };
         decoder.check_sizes("config.json")?;
@@ -225,7 +234,43 @@ impl<'a> Fields<'a> {
             let short = ((waves - low) / (high - low)).clamp(0.0, 1.0);
             (1.0 / ((1.0 - short) / factor + short)) as f32
         };
-        Ok((1.0, Some(config.frequencies(config.rope_base).into_iter().map(of).collect())))
+        Ok((1.0, Some(config.own_frequencies().into_iter().map(of).collect())))
+    }
+
+    /// OPT as transformers has it, of which one size norms behind attention and MLP, with a hidden
+    /// state that is not as wide as its embedding.
+    fn opt(&self, folder: &Path, has_head: bool) -> Result<Opt> {
+        const EXPECTED: &str = "only models that norm before attention and MLP are supported, whose \
+                                embedding is as wide as their hidden state, with all biases and norms";
+        let (hidden, heads) = (self.needed("hidden_size")?, self.needed("num_attention_heads")?);
+        self.expect("activation_function", &["relu"])?;
+        self.refuse("_remove_final_layer_norm")?;
+        for key in ["do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine"] {
+            if !matches!(self.get(key), None | Some(Value::Bool(true))) {
+                return Err(self.wrong(key, EXPECTED));
+            }
+        }
+        if self.size("word_embed_proj_dim")?.is_some_and(|width| width != hidden) {
+            return Err(self.wrong("word_embed_proj_dim", EXPECTED));
+        }
+        let tied = !matches!(self.get("tie_word_embeddings"), Some(Value::Bool(false)));
+        let decoder = Decoder {
+            name: name_of(folder),
+            layers: self.needed("num_hidden_layers")?,
+            hidden,
+            ffn: self.needed("ffn_dim")?,
+            heads,
+            kv_heads: heads,
+            head_dim: hidden / heads,
+            vocabulary: self.needed("vocab_size")?,
+            context_length: self.needed("max_position_embeddings")?,
+            norm: Norm::Layer,
+            eps: 1e-5,
+            rope_base: None,
+            tied: tied || !has_head,
+        };
+        decoder.check_sizes("config.json")?;
+        Ok(Opt::new(decoder))
     }
 
     fn gemma3(&self, config: Decoder) -> Result<Gemma3> {
@@ -271,4 +316,10 @@ impl<'a> Fields<'a> {
         }
         Ok(pattern)
     }
+}
+
+/// What a model is called that lies in a folder.
+fn name_of(folder: &Path) -> String {
+    let given = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    given.unwrap_or_else(|| "model".to_owned())
 }

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 
 use smidgen_weights::Checkpoint;
 
-use crate::SITES;
 use crate::config::Info;
 use crate::error::{Error, Result};
 use crate::llama::FACTORS;
 
 /// What stands before the text model's tensors and before its head. Checkpoints that see images
-/// have the text model as a part.
-const PREFIXES: [Prefix; 3] = [
+/// have the text model as a part, opt's the decoder.
+const PREFIXES: [Prefix; 4] = [
     Prefix { model: "model.", head: "lm_head.weight" },
     Prefix { model: "language_model.model.", head: "language_model.lm_head.weight" },
     Prefix { model: "model.language_model.", head: "lm_head.weight" },
+    Prefix { model: "model.decoder.", head: "lm_head.weight" },
 ];
 
 /// Parts beside the text model.
@@ -59,7 +59,12 @@ impl Prefix {
         let (name, heads) = match tensor {
             FACTORS => return None,
             "token_embd.weight" => (format!("{}{EMBEDDING}", self.model), None),
-            "output_norm.weight" => (format!("{}norm.weight", self.model), None),
+            "position_embd.weight" => (format!("{}embed_positions.weight", self.model), None),
+            "output_norm.weight" | "output_norm.bias" => {
+                let (_, kind) = tensor.split_at("output_norm.".len());
+                let norm = if info.family == "opt" { "final_layer_norm" } else { "norm" };
+                (format!("{}{norm}.{kind}", self.model), None)
+            }
             "output.weight" => (self.head.to_owned(), None),
             _ => {
                 let (layer, part, kind) = split(tensor);
@@ -105,10 +110,12 @@ fn split(tensor: &str) -> (&str, &str, &str) {
 
 /// The module that a part of a layer is, and the heads by which its rows are permuted.
 fn module(info: &Info, part: &str) -> (&'static str, Option<usize>) {
-    if let Some(site) = SITES.iter().find(|site| site.tensor == part) {
+    if let Some(site) = info.sites.iter().find(|site| site.tensor == part) {
         return (site.module, info.permutation(*site));
     }
     let module = match part {
+        "attn_norm" if info.family == "opt" => "self_attn_layer_norm",
+        "ffn_norm" if info.family == "opt" => "final_layer_norm",
         "attn_norm" => "input_layernorm",
         "attn_q_norm" => "self_attn.q_norm",
         "attn_k_norm" => "self_attn.k_norm",
@@ -134,5 +141,6 @@ pub struct Place {
 /// Where a checkpoint of the model `info` has a tensor of the model's GGUF file; none for what
 /// config.json says there.
 pub fn place(info: &Info, tensor: &str) -> Option<Place> {
-    PREFIXES[0].place(info, tensor)
+    let layers = |prefix: &&Prefix| format!("{}layers", prefix.model) == info.layers_path;
+    PREFIXES.iter().find(layers).expect("a family's layers have a path").place(info, tensor)
 }

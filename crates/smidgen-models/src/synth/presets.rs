@@ -15,12 +15,20 @@ pub enum Preset {
     Gemma3B1,
     /// Gemma 3 4B, the text part.
     Gemma3B4,
+    /// OPT-1.3B (arXiv 2205.01068).
+    Opt1B3,
 }
 
 impl Preset {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Qwen25B0_5, Self::Qwen25B1_5, Self::Qwen25B3, Self::Gemma3B1, Self::Gemma3B4];
+    pub const ALL: [Self; 6] = [
+        Self::Qwen25B0_5,
+        Self::Qwen25B1_5,
+        Self::Qwen25B3,
+        Self::Gemma3B1,
+        Self::Gemma3B4,
+        Self::Opt1B3,
+    ];
 
     /// `qwen2.5-0.5b`, ...
     pub fn name(self) -> &'static str {
@@ -30,6 +38,7 @@ impl Preset {
             Self::Qwen25B3 => "qwen2.5-3b",
             Self::Gemma3B1 => "gemma3-1b",
             Self::Gemma3B4 => "gemma3-4b",
+            Self::Opt1B3 => "opt-1.3b",
         }
     }
 
@@ -60,6 +69,18 @@ impl Preset {
                 vocabulary: 262_208,
                 context_length: 131_072,
                 ..gemma3_1b()
+            },
+            Self::Opt1B3 => Shape {
+                name: String::new(),
+                family: Family::Opt,
+                layers: 24,
+                hidden: 2048,
+                ffn: 8192,
+                heads: 32,
+                kv_heads: 32,
+                head_dim: 64,
+                vocabulary: 50_272,
+                context_length: 2048,
             },
         };
         Shape { name: format!("{} (random weights)", self.name()), ..shape }

@@ -19,7 +19,9 @@ impl Frame<'_> {
             }
         }
         let bias = match start {
-            Start::Bias(id) => Some(self.weights.vector(self.at, id)),
+            Start::Bias { vector, first } => {
+                Some(&self.weights.vector(self.at, vector)[first..first + cols])
+            }
             _ => None,
         };
         let places: Vec<Range<usize>> = products.iter().map(|p| self.range(p.a)).collect();

@@ -103,6 +103,8 @@ impl Frame<'_> {
             }
             Step::RmsNorm { .. } => self.rms_norm(step),
             Step::RmsNormBackward { .. } => self.rms_norm_backward(step),
+            Step::LayerNorm { .. } => self.layer_norm(step),
+            Step::LayerNormBackward { .. } => self.layer_norm_backward(step),
             Step::Rope { x, y, shape, inverse } => self.rope(*x, *y, *shape, *inverse),
             Step::Attention { .. } => self.attention(step),
             Step::AttentionDelta { .. } => self.attention_delta(step),
@@ -110,11 +112,16 @@ impl Frame<'_> {
             Step::AttentionBackwardKv { .. } => self.attention_backward_kv(step),
             Step::Gate { g, u, a, activation } => self.gate(*g, *u, *a, *activation),
             Step::GateBackward { .. } => self.gate_backward(step),
+            Step::Relu { x, out } => self.relu(*x, *out),
+            Step::ReluBackward { a, da, dx } => self.relu_backward(*a, *da, *dx),
             Step::Add { x, y, out } => self.add(*x, *y, *out),
             Step::Scale { x, out, factor } => self.scale(*x, *out, *factor),
             Step::Copy { x, out } => self.copy(*x, *out),
             Step::Dropout { .. } => self.dropout(step),
             Step::Embedding { weight, out } => return self.embedding(*weight, *out),
+            Step::Positions { x, weight, first, out } => {
+                return self.positions(*x, *weight, *first, *out);
+            }
             Step::Head { weight, x, dx, logits } => return self.head(*weight, *x, *dx, *logits),
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Steps that work on each row by itself: norms, rotations, gates, sums, dropout, embedding.
+//! Steps that work on each row by itself: norms, rotations, activations, sums, dropout, embedding,
+//! positions.
 
 use smidgen_graph::{RopeShape, Step, ValueId, WeightId};
 use smidgen_kernels::{
@@ -7,7 +8,7 @@ use smidgen_kernels::{
 
 use super::{Frame, bands, token};
 use crate::arena::carve;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Numbers that a task works on at least, so that handing it out costs little beside it.
 const TASK: usize = 16 * 1024;
@@ -49,6 +50,41 @@ impl Frame<'_> {
             let m = row..row + dx.rows();
             let (dy, x) = (dy.rows_range(m.clone()), x.rows_range(m.clone()));
             kernels.rmsnorm_backward(dy, x, &inv[m], weight, dx);
+        });
+    }
+
+    pub fn layer_norm(&mut self, step: &Step) {
+        let Step::LayerNorm { x, weight, bias, eps, y, mean, inv_std } = *step else { return };
+        let (rows, cols) = (self.rows(), self.cols(x));
+        let (weights, at) = (self.weights, self.at);
+        let vectors = [weight, bias].map(|id| weights.vector(at, id));
+        let (x, written) = (self.range(x), [y, mean, inv_std].map(|v| self.range(v)));
+        let ([y, mean, inv], reads) = carve(self.arena, written);
+        let x = MatRef::new(reads.get(x), rows, cols);
+        let height = task_rows(cols);
+        let statistics = mean.chunks_mut(height).zip(inv.chunks_mut(height));
+        let tasks = MatMut::new(y, rows, cols).row_tiles(height).zip(statistics);
+        let kernels = self.kernels;
+        self.pool.run(tasks, |((row, y), (mean, inv)), _| {
+            let x = x.rows_range(row..row + y.rows());
+            kernels.layernorm(x, vectors, eps, y, mean, inv);
+        });
+    }
+
+    pub fn layer_norm_backward(&mut self, step: &Step) {
+        let Step::LayerNormBackward { dy, x, mean, inv_std, weight, dx } = *step else { return };
+        let (rows, cols) = (self.rows(), self.cols(x));
+        let weight = self.weights.vector(self.at, weight);
+        let [dy, x, mean, inv] = [dy, x, mean, inv_std].map(|v| self.range(v));
+        let ([dx], reads) = carve(self.arena, [self.range(dx)]);
+        let [dy, x] = [dy, x].map(|r| MatRef::new(reads.get(r), rows, cols));
+        let (mean, inv) = (reads.get(mean), reads.get(inv));
+        let tasks = MatMut::new(dx, rows, cols).row_tiles(task_rows(cols));
+        let kernels = self.kernels;
+        self.pool.run(tasks, |(row, dx), _| {
+            let m = row..row + dx.rows();
+            let (dy, x) = (dy.rows_range(m.clone()), x.rows_range(m.clone()));
+            kernels.layernorm_backward(dy, x, &mean[m.clone()], &inv[m], weight, dx);
         });
     }
 
@@ -112,6 +148,28 @@ impl Frame<'_> {
             let m = row..row + dg.rows();
             let [g, u, da] = [g, u, da].map(|x| x.rows_range(m.clone()));
             kernels.gate_backward(function(activation), g, u, da, dg, du);
+        });
+    }
+
+    pub fn relu(&mut self, x: ValueId, out: ValueId) {
+        self.copy(x, out);
+        let (rows, cols) = (self.rows(), self.cols(out));
+        let range = self.range(out);
+        let tasks = MatMut::new(&mut self.arena[range], rows, cols).row_tiles(task_rows(cols));
+        let kernels = self.kernels;
+        self.pool.run(tasks, |(_, out), _| kernels.relu(out));
+    }
+
+    pub fn relu_backward(&mut self, a: ValueId, da: ValueId, dx: ValueId) {
+        self.copy(da, dx);
+        let (rows, cols) = (self.rows(), self.cols(dx));
+        let a = self.range(a);
+        let ([d], reads) = carve(self.arena, [self.range(dx)]);
+        let a = MatRef::new(reads.get(a), rows, cols);
+        let tasks = MatMut::new(d, rows, cols).row_tiles(task_rows(cols));
+        let kernels = self.kernels;
+        self.pool.run(tasks, |(row, d), _| {
+            kernels.relu_backward(a.rows_range(row..row + d.rows()), d);
         });
     }
 
@@ -182,6 +240,35 @@ impl Frame<'_> {
             let at = tensor.range.start + token(*id, tensor.rows)? * row_bytes;
             self.weights.gguf().map().read_at(at as u64, &mut bytes)?;
             self.kernels.decode_row(tensor.format, &bytes, row);
+        }
+        Ok(())
+    }
+
+    pub fn positions(
+        &mut self,
+        x: ValueId,
+        weight: WeightId,
+        first: usize,
+        out: ValueId,
+    ) -> Result<()> {
+        self.copy(x, out);
+        let tensor = self.weights.tensor(self.at, weight);
+        let row_bytes = tensor.range.len() / tensor.rows.max(1);
+        let (mut bytes, mut row) = (vec![0; row_bytes], vec![0.0; tensor.cols]);
+        let (rows, range) = (self.rows(), self.range(out));
+        let mut sums = MatMut::new(&mut self.arena[range], rows, tensor.cols);
+        for part in &self.band.parts {
+            for (i, at) in part.rows.clone().enumerate() {
+                let position = part.first_position + i;
+                let place = first + position;
+                if place >= tensor.rows {
+                    return Err(Error::Position { position, positions: tensor.rows - first });
+                }
+                let at_byte = (tensor.range.start + place * row_bytes) as u64;
+                self.weights.gguf().map().read_at(at_byte, &mut bytes)?;
+                self.kernels.decode_row(tensor.format, &bytes, &mut row);
+                sums.row_mut(at).iter_mut().zip(&row).for_each(|(sum, p)| *sum += p);
+            }
         }
         Ok(())
     }

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use smidgen_models::SITES;
+use smidgen_graph::Site;
+use smidgen_models::ALL_SITES;
 
 use crate::error::{Error, Result};
 
 /// Which projections get an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TargetModules {
-    /// All seven projections of a layer.
+    /// All projections of a layer.
     #[default]
     AllLinear,
     /// Those named, in checkpoints' names (`q_proj`, `self_attn.q_proj`) or GGUF's (`attn_q`).
@@ -18,23 +19,34 @@ pub enum TargetModules {
 }
 
 impl TargetModules {
-    /// Module paths below the layer, in the order of a layer.
+    /// Whether the names are of projections that some family's layers have together.
     ///
     /// # Errors
     /// A name that no projection has, or no name at all.
-    pub fn modules(&self) -> Result<Vec<String>> {
+    pub fn check(&self) -> Result<()> {
+        let tried = ALL_SITES.map(|sites| self.modules(sites).map(drop)).into_iter();
+        let either = |a: Result<()>, b: Result<()>| a.or_else(|first| b.map_err(|_| first));
+        tried.reduce(either).unwrap_or(Ok(()))
+    }
+
+    /// Module paths below the layer of a model whose projections are `sites`, in the order of a
+    /// layer.
+    ///
+    /// # Errors
+    /// A name that none of these projections has, or no name at all.
+    pub fn modules(&self, sites: &[Site]) -> Result<Vec<String>> {
         let Self::Names(names) = self else {
-            return Ok(SITES.iter().map(|s| s.module.to_owned()).collect());
+            return Ok(sites.iter().map(|s| s.module.to_owned()).collect());
         };
         let mut chosen = BTreeSet::new();
         for name in names {
-            let matches = |site: &smidgen_graph::Site| {
+            let matches = |site: &Site| {
                 let last = site.module.rsplit('.').next();
                 name == site.module || Some(name.as_str()) == last || name == site.tensor
             };
-            let at = SITES.iter().position(matches).ok_or_else(|| {
+            let at = sites.iter().position(matches).ok_or_else(|| {
                 let known: Vec<_> =
-                    SITES.iter().filter_map(|s| s.module.rsplit('.').next()).collect();
+                    sites.iter().filter_map(|s| s.module.rsplit('.').next()).collect();
                 Error::setting(format!(
                     "no projection is called {name:?}; --target-modules takes all-linear or some \
                      of {}",
@@ -46,7 +58,7 @@ impl TargetModules {
         if chosen.is_empty() {
             return Err(Error::setting("--target-modules names no projection"));
         }
-        Ok(chosen.into_iter().map(|i| SITES[i].module.to_owned()).collect())
+        Ok(chosen.into_iter().map(|i| sites[i].module.to_owned()).collect())
     }
 }
 

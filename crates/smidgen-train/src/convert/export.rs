@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use smidgen_graph::Factor;
-use smidgen_models::SITES;
 use smidgen_weights::{Format, GgufWriter, NewTensor};
 
 use crate::adapter::Adapter;
@@ -75,6 +74,7 @@ pub fn export_gguf(base: &Base, adapter: &mut Adapter, path: &Path) -> Result<u6
 
 /// The tensor of the base that a layer's module stands for.
 pub(crate) fn tensor_name(base: &Base, layer: usize, module: &str) -> String {
-    let site = SITES.iter().find(|site| site.module == module).expect("one of the projections");
+    let sites = base.info.sites;
+    let site = sites.iter().find(|site| site.module == module).expect("one of the projections");
     format!("{}{}.weight", base.blocks.layer_prefix(layer), site.tensor)
 }

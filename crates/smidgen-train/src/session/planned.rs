@@ -19,7 +19,8 @@ use crate::loftq::{Loftq, LoftqReport};
 use crate::method::{Method, Stepper};
 use crate::optimizer::Optimizer;
 use crate::planning::{
-    DataSize, adapter_start, loftq_start, plan_or_remedies, process_row, request, settings, side_of,
+    DataSize, adapter_start, check_length, loftq_start, plan_or_remedies, process_row, request,
+    settings, side_of,
 };
 use crate::replay::Beginning;
 use crate::schedule::Shape;
@@ -62,6 +63,7 @@ impl Planned {
         let packs = config.pack.then(|| Packs::new(&data, longest)).transpose()?;
         let process = process_row();
         check_vocabulary(&base, &data)?;
+        check_length(&base, data.max_len().max(longest_evaluation))?;
         let (start, notes) = adapter_start(&base, &config)?;
         check_method(&base, &config, start.shape())?;
         let size = DataSize::of(&data, packs.as_ref());
