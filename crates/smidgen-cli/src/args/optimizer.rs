@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimizerArgs {
-    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 3e-4 for mezo, 1e-3
+    /// The highest learning rate [default: 5e-4; 0.1 (1 - momentum) for sgd, 3e-5 for mezo, 1e-3
     /// for side]
     #[arg(long, value_name = "RATE", visible_alias = "lr", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,

@@ -211,7 +211,7 @@ pub fn usual_optimizer(method: MethodName) -> OptimizerName {
 /// The learning rate that does well on most data: docs/defaults.md has the sweep.
 fn usual_learning_rate(method: &Method, optimizer: OptimizerName, momentum: f64) -> f64 {
     match (method, optimizer) {
-        (Method::Mezo(_), _) => 3e-4,
+        (Method::Mezo(_), _) => 3e-5,
         (Method::Side(_), _) => 1e-3,
         (_, OptimizerName::Sgd) => 0.1 * (1.0 - momentum),
         (_, OptimizerName::Adamw | OptimizerName::Adamw8bit) => 5e-4,
