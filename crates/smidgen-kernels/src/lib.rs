@@ -41,4 +41,4 @@ pub use normal::NormalKey;
 pub use optimiser::{AdamW, EIGHT_BIT_BLOCK, eight_bit_words};
 pub use philox::{PHILOX_WORDS, Philox};
 pub use rope::{Rope, RopeStyle, RopeTable, Turn};
-pub use tap::{TAP_GROUP, TapFormat, TapKey, TapRounding};
+pub use tap::{TAP_GROUP, TapFormat, TapKey, TapNoise, TapRounding};

@@ -40,12 +40,12 @@ impl KvCache {
         first: usize,
         k: &[f32],
         v: &[f32],
-    ) -> (&[f32], &[f32]) {
+    ) -> [&[f32]; 2] {
         let start = first * self.cols;
         let end = start + k.len();
         let (keys, values) = &mut self.layers[layer];
         keys[start..end].copy_from_slice(k);
         values[start..end].copy_from_slice(v);
-        (&keys[..end], &values[..end])
+        [&keys[..end], &values[..end]]
     }
 }

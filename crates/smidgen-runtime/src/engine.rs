@@ -262,6 +262,23 @@ impl Engine {
         Ok(())
     }
 
+    /// The same for sequences that go on from `cache`, each from its first position and none seeing
+    /// another; where two have a position, the last one's keys and values stay there.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn forward_cached(
+        &mut self,
+        pass: &Pass,
+        params: &mut dyn Factors,
+        taps: &mut dyn Taps,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        self.hidden(pass, params, Some(taps), Some(cache))?;
+        self.meter.look();
+        Ok(())
+    }
+
     /// The stream of a pass of `rows` rows, rows x hidden: after [`Engine::forward`] what the head
     /// reads.
     pub fn stream_mut(&mut self, rows: usize) -> &mut [f32] {
@@ -387,8 +404,8 @@ impl Engine {
     }
 
     /// Logits of the rows of `pass` from `first_row` on: `visit(first token, rows x tokens)` is
-    /// called for each tile of the vocabulary. With a cache, the pass is one sequence that goes
-    /// on where its first position says.
+    /// called for each tile of the vocabulary. With a cache, sequences go on where their first
+    /// positions say, as in [`Engine::forward_cached`].
     ///
     /// # Errors
     /// See [`Error`].

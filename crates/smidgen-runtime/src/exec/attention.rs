@@ -6,12 +6,13 @@ use std::ops::Range;
 
 use smidgen_graph::{AttentionShape, Step, ValueId};
 use smidgen_kernels::{
-    AttentionGradient, AttentionTile, KEY_BLOCK, KEY_WALK, MatMut, MatRef, QUERY_BLOCK,
+    AttentionGradient, AttentionTile, KEY_BLOCK, KEY_WALK, Kernels, MatMut, MatRef, QUERY_BLOCK,
 };
 
 use super::{Frame, bands};
 use crate::arena::{Reads, carve};
 use crate::band::Part;
+use crate::pool::Pool;
 use crate::weights::BlockAt;
 
 /// What both directions read of the forward: queries of the band, keys and values of the pass.
@@ -80,46 +81,40 @@ impl<'a> Operands<'a> {
 }
 
 impl Frame<'_> {
+    /// With a cache, each sequence of the band goes on from what the cache holds before its first
+    /// position and takes the place of what stood behind: of several, none sees another, and the
+    /// last one's keys and values stay.
     pub fn attention(&mut self, step: &Step) {
         let Step::Attention { q, k, v, o, lse, shape } = *step else { return };
         let rows = self.rows();
         let runs = self.runs(QUERY_BLOCK);
         let (q, own) = (self.range(q), [k, v].map(|v| self.range(v)));
-        let [k, v] = [k, v].map(|v| self.whole(v));
+        let whole = [k, v].map(|v| self.whole(v));
         let lse_place = self.heads_of(lse);
         let ([o, lse], reads) = carve(self.arena, [self.range(o), lse_place.range.clone()]);
-        let (mut keys, mut values) = (reads.get(k), reads.get(v));
-        let cached = self.cache.is_some();
-        if let (Some(cache), BlockAt::Layer(layer), Some(part)) =
-            (&mut self.cache, self.at, self.band.parts.first())
-        {
-            let [k, v] = own.map(|range| reads.get(range));
-            (keys, values) = cache.append(layer, part.first_position, k, v);
-        }
-        let key_rows = keys.len() / shape.key_cols();
-        let operands = Operands {
-            q: MatRef::new(reads.get(q), rows, shape.query_cols()),
-            k: MatRef::new(keys, key_rows, shape.key_cols()),
-            v: MatRef::new(values, key_rows, shape.key_cols()),
-            shape,
-            parts: &self.band.parts,
-            cached,
-        };
-        let group = shape.heads / shape.kv_heads;
-        let runs = runs.as_slice();
-        let o = last_bands(MatMut::new(o, rows, shape.query_cols()), runs);
+        let q = MatRef::new(reads.get(q), rows, shape.query_cols());
+        let mut o = MatMut::new(o, rows, shape.query_cols());
         let lse = MatMut::new(lse, shape.heads, lse_place.stride);
-        let lse = lse.split_at_col(lse_place.first).1.split_at_col(rows).0;
-        let lse = last_col_bands(lse, runs);
-        let tasks = o.zip(lse).flat_map(|((run, o), lse)| {
-            let heads = o.col_tiles(group * shape.head_dim).zip(lse.row_tiles(group));
-            heads.enumerate().map(move |(kv, ((_, o), (_, lse)))| (kv, run, o, lse))
-        });
-        let kernels = self.kernels;
-        self.pool.run(tasks, |(kv, run, o, lse), scratch| {
-            let (part, rows) = &runs[run];
-            kernels.attention(&operands.queries(kv, *part, rows), o, lse, scratch);
-        });
+        let mut lse = lse.split_at_col(lse_place.first).1.split_at_col(rows).0;
+        let (BlockAt::Layer(layer), Some(cache)) = (self.at, &mut self.cache) else {
+            let [k, v] = whole.map(|range| keys_of(reads.get(range), shape));
+            let operands = Operands { q, k, v, shape, parts: &self.band.parts, cached: false };
+            return attend(self.kernels, self.pool, &operands, &runs, o, lse);
+        };
+        let own = own.map(|range| reads.get(range));
+        for (number, part) in self.band.parts.iter().enumerate() {
+            let numbers = part.rows.start * shape.key_cols()..part.rows.end * shape.key_cols();
+            let [k, v] = own.map(|all| &all[numbers.clone()]);
+            let kept = cache.append(layer, part.first_position, k, v);
+            let [k, v] = kept.map(|numbers| keys_of(numbers, shape));
+            let operands = Operands { q, k, v, shape, parts: &self.band.parts, cached: true };
+            let (part_o, below) = o.split_at_row(part.rows.len());
+            let (part_lse, right) = lse.split_at_col(part.rows.len());
+            (o, lse) = (below, right);
+            let runs = runs.iter().filter(|(part, _)| *part == number);
+            let runs: Vec<_> = runs.cloned().collect();
+            attend(self.kernels, self.pool, &operands, &runs, part_o, part_lse);
+        }
     }
 
     pub fn attention_delta(&mut self, step: &Step) {
@@ -224,6 +219,33 @@ impl Frame<'_> {
     }
 }
 
+/// Keys, or values, of all key heads.
+fn keys_of(numbers: &[f32], shape: AttentionShape) -> MatRef<'_> {
+    MatRef::new(numbers, numbers.len() / shape.key_cols(), shape.key_cols())
+}
+
+/// Attention of the queries of `runs`, which follow each other: their rows of `o`, and their columns
+/// of `lse`.
+fn attend(
+    kernels: Kernels,
+    pool: &mut Pool,
+    operands: &Operands<'_>,
+    runs: &[(usize, Range<usize>)],
+    o: MatMut<'_>,
+    lse: MatMut<'_>,
+) {
+    let shape = operands.shape;
+    let group = shape.heads / shape.kv_heads;
+    let tasks = last_bands(o, runs).zip(last_col_bands(lse, runs)).flat_map(|((run, o), lse)| {
+        let heads = o.col_tiles(group * shape.head_dim).zip(lse.row_tiles(group));
+        heads.enumerate().map(move |(kv, ((_, o), (_, lse)))| (kv, run, o, lse))
+    });
+    pool.run(tasks, |(kv, run, o, lse), scratch| {
+        let (part, rows) = &runs[run];
+        kernels.attention(&operands.queries(kv, *part, rows), o, lse, scratch);
+    });
+}
+
 impl Part {
     /// Rows of the pass up to the part's last: the keys that its queries may see.
     fn keys(&self) -> Range<usize> {
@@ -243,14 +265,16 @@ struct HeadRows {
     first: usize,
 }
 
-/// Bands of a matrix, one a run, from the last run back: the last queries see the most keys.
+/// Bands of a matrix whose rows begin with the first run's, one a run, from the last run back: the
+/// last queries see the most keys.
 fn last_bands<'a>(
     mat: MatMut<'a>,
     runs: &'a [(usize, Range<usize>)],
 ) -> impl Iterator<Item = (usize, MatMut<'a>)> + Send {
     let mut rest = Some(mat);
+    let first = runs.first().map_or(0, |(_, rows)| rows.start);
     runs.iter().enumerate().rev().filter_map(move |(i, (_, rows))| {
-        let (above, band) = rest.take()?.split_at_row(rows.start);
+        let (above, band) = rest.take()?.split_at_row(rows.start - first);
         rest = Some(above);
         Some((i, band))
     })
@@ -262,8 +286,9 @@ fn last_col_bands<'a>(
     runs: &'a [(usize, Range<usize>)],
 ) -> impl Iterator<Item = MatMut<'a>> + Send {
     let mut rest = Some(mat);
+    let first = runs.first().map_or(0, |(_, rows)| rows.start);
     runs.iter().rev().filter_map(move |(_, rows)| {
-        let (left, band) = rest.take()?.split_at_col(rows.start);
+        let (left, band) = rest.take()?.split_at_col(rows.start - first);
         rest = Some(left);
         Some(band)
     })
