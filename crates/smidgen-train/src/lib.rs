@@ -65,7 +65,7 @@ pub use state::{Difference, Differences, RunState};
 
 pub use smidgen_graph::plan::{CurvePoint, Paged, Plan, Remedy};
 pub use smidgen_graph::{Budget, OverBudget, Rates, Row, Traffic};
-pub use smidgen_kernels::{Format, TapFormat};
+pub use smidgen_kernels::{Format, TapFormat, TapNoise};
 pub use smidgen_models::{Info, synth};
 pub use smidgen_runtime::SpoolFormat;
 pub use smidgen_runtime::measure::Packing;

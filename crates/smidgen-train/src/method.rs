@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use smidgen_graph::Backward;
+use smidgen_kernels::TapNoise;
 use smidgen_runtime::{Engine, Pass};
 use smidgen_text::{Order, Sequence};
 
@@ -33,10 +34,12 @@ pub enum Method {
 }
 
 /// Side tuning: which network, and how the run goes on. The pace changes no result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Side {
     /// The network.
     pub network: SideConfig,
+    /// What is done to hidden states before they are sent.
+    pub noise: TapNoise,
     /// How the run goes on.
     pub pace: SidePace,
 }
@@ -104,7 +107,13 @@ impl fmt::Display for Method {
             }
             Self::Mezo(Mezo { eps, samples: 1 }) => write!(f, "mezo (eps {eps})"),
             Self::Mezo(Mezo { eps, samples }) => write!(f, "mezo (eps {eps}, {samples} samples)"),
-            Self::Side(side) => write!(f, "side ({})", side.network),
+            Self::Side(Side { network, noise, .. }) => {
+                write!(f, "side ({network}")?;
+                if *noise != TapNoise::NONE {
+                    write!(f, "; cut off at {}, noise of {}", noise.clip, noise.sigma)?;
+                }
+                f.write_str(")")
+            }
         }
     }
 }
@@ -184,6 +193,8 @@ impl Side {
                 "starts no --init-adapter: it trains a network beside the model",
             ),
             (self.pace.window > 64, "takes up to 64 steps ahead"),
+            (!(self.noise.clip > 0.0), "cuts off above 0: --tap-clip"),
+            (!(0.0..=1e3).contains(&self.noise.sigma), "adds noise of 0 to 1000: --tap-noise"),
         ];
         match wrong.iter().find(|(is_so, _)| *is_so) {
             Some((_, what)) => Err(Error::setting(format!("--method side {what}"))),

@@ -139,7 +139,8 @@ pub use smidgen_train::{Convert, Converted, ConvertedTensor, Format, GgufKind, e
 // Side networks.
 pub use smidgen_train::{
     DeviceSecret, LinkError, SampleKey, SessionName, Side, SideConfig, SideGate, SideLink,
-    SideNetwork, SidePace, SideSample, SideShape, SideStart, SideTensor, TapFormat, Tuning,
+    SideNetwork, SidePace, SideSample, SideShape, SideStart, SideTensor, TapFormat, TapNoise,
+    Tuning,
 };
 
 // The device's way to a server that trains them.

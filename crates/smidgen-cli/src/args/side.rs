@@ -42,6 +42,13 @@ pub struct SideArgs {
     /// Bits of a number that is sent: 16, 8 or 4 [default: 16]
     #[arg(long, value_name = "BITS")]
     pub tap_bits: Option<usize>,
+    /// Add normal noise to what is sent, so large against the root mean square of a position's hidden
+    /// state; docs/threat-model.md has what that hides and what not [default: 0]
+    #[arg(long, value_name = "SIGMA", allow_negative_numbers = true)]
+    pub tap_noise: Option<f32>,
+    /// Cut what is sent off at so many root mean squares before that [default: not]
+    #[arg(long, value_name = "CLIP", allow_negative_numbers = true)]
+    pub tap_clip: Option<f32>,
     /// Numbers inside one of the network's adapters [default: 64]
     #[arg(long, value_name = "N")]
     pub side_width: Option<usize>,

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use smidgen::{
     AdapterStart, Base, Error, InitLoraWeights, LayerOrder, Lcsb, Length, LoraConfig, Method, Mezo,
     OptimizerConfig, Rates, RemoteLink, Shape, Side, SideConfig, SideGate, SidePace, SpoolFormat,
-    TapFormat, TargetModules, TrainConfig, fits_ahead, plan_ahead,
+    TapFormat, TapNoise, TargetModules, TrainConfig, fits_ahead, plan_ahead,
 };
 
 use crate::args::{
@@ -119,12 +119,14 @@ fn refuse_others(
 }
 
 /// The flags of side tuning, and whether they are given.
-fn side_flags(args: &SideArgs) -> [(&'static str, bool); 9] {
+fn side_flags(args: &SideArgs) -> [(&'static str, bool); 11] {
     [
         ("--server", args.server.is_some()),
         ("--first-tap", args.first_tap.is_some()),
         ("--tap-every", args.tap_every.is_some()),
         ("--tap-bits", args.tap_bits.is_some()),
+        ("--tap-noise", args.tap_noise.is_some()),
+        ("--tap-clip", args.tap_clip.is_some()),
         ("--side-width", args.side_width.is_some()),
         ("--side-reduction", args.side_reduction.is_some()),
         ("--side-gate", args.side_gate.is_some()),
@@ -177,6 +179,10 @@ fn side(args: &TrainArgs, base: &Base) -> Result<Side> {
                 }
             },
         },
+        noise: TapNoise {
+            clip: given.tap_clip.unwrap_or(TapNoise::NONE.clip),
+            sigma: given.tap_noise.unwrap_or(TapNoise::NONE.sigma),
+        },
         pace: SidePace {
             window: given.window.unwrap_or(pace.window),
             kept_bytes: given.keep_hidden.map_or(pace.kept_bytes, |bytes| bytes.0),
@@ -193,6 +199,7 @@ pub fn usual_method(name: MethodName, layers: usize) -> Method {
         MethodName::Mezo => Method::Mezo(Mezo::default()),
         MethodName::Side => Method::Side(Side {
             network: SideConfig::usual(layers),
+            noise: TapNoise::NONE,
             pace: SidePace { link_bytes: RemoteLink::HELD_BYTES, ..SidePace::default() },
         }),
     }

@@ -9,6 +9,7 @@ use smidgen_runtime::{Engine, Pass};
 use smidgen_train::step::StepSettings;
 use smidgen_train::{
     DeviceSecret, Result, Sequence, SideLink, SidePace, SideRun, SideSamples, SideShape, SideSize,
+    TapNoise,
 };
 
 /// Rows of the longest sequence.
@@ -52,7 +53,8 @@ pub fn run_boxed(
     let size = SideSize { tokens: TOKENS, step_tokens: BATCH * TOKENS, samples: 8 * BATCH };
     let pace = SidePace { window, ..SidePace::default() };
     let secret = DeviceSecret([7; 32]);
-    SideRun::new(shape.clone(), link, (secret, 5), (size, pace), folder).expect("a run")
+    SideRun::new(shape.clone(), link, (secret, 5), TapNoise::NONE, (size, pace), folder)
+        .expect("a run")
 }
 
 /// Losses before each of the steps, of which there are `last` in all.

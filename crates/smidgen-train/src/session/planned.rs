@@ -288,7 +288,7 @@ impl Planned {
         let (shape, size) = side_of(&self.base, side, &self.config, size)?;
         let folder = self.settings.spool_folder.as_deref();
         let keys = (secret, self.config.seed);
-        let mut run = SideRun::new(shape, link, keys, (size, side.pace), folder)?;
+        let mut run = SideRun::new(shape, link, keys, side.noise, (size, side.pace), folder)?;
         let done = run.confirmed()?;
         if done > self.steps {
             return Err(Error::setting(format!(

@@ -6,6 +6,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
 use crate::error::{Error, Result};
 
 /// What sample keys are made under: 32 random bytes that stay on the device. Runs that share it
@@ -20,6 +23,14 @@ impl std::fmt::Debug for DeviceSecret {
 }
 
 impl DeviceSecret {
+    /// What noise is counted from: a number that the secret decides and that tells nothing of it.
+    pub(super) fn noise_seed(&self) -> u64 {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("any key length");
+        mac.update(b"smidgen tap noise 1");
+        let bytes = mac.finalize().into_bytes();
+        u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"))
+    }
+
     /// The secret in the file `path`; a new one where there is no file, which is made, for its owner
     /// alone to read.
     ///

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use smidgen_graph::Row;
-use smidgen_kernels::{Kernels, MatMut, MatRef, TapKey, TapRounding};
+use smidgen_kernels::{Kernels, MatMut, MatRef, TapKey, TapNoise, TapRounding};
 use smidgen_runtime::{Engine, Numbers, Pass, Pool, Taps, sealed};
 use smidgen_text::Sequence;
 
@@ -72,6 +72,7 @@ pub struct SideRun {
     link: Box<dyn SideLink>,
     secret: DeviceSecret,
     seed: u64,
+    noise: TapNoise,
     /// Steps that may be under way.
     steps: usize,
     /// c, once the first step has begun.
@@ -110,8 +111,8 @@ struct Waiting {
 const PIECE: usize = 64 * 1024;
 
 impl SideRun {
-    /// A run whose chances are counted from `seed`; hidden states wait in a scratch file in `folder`
-    /// if there is one.
+    /// A run whose chances are counted from `seed`, and the noise from `secret`; hidden states wait in
+    /// a scratch file in `folder` if there is one.
     ///
     /// # Errors
     /// The system does not give the memory, or the folder can't be written to.
@@ -119,6 +120,7 @@ impl SideRun {
         shape: SideShape,
         link: Box<dyn SideLink>,
         (secret, seed): (DeviceSecret, u64),
+        noise: TapNoise,
         (size, pace): (SideSize, SidePace),
         folder: Option<&Path>,
     ) -> Result<Self> {
@@ -136,6 +138,7 @@ impl SideRun {
             link,
             secret,
             seed,
+            noise,
             hidden,
         })
     }
@@ -308,6 +311,7 @@ impl SideRun {
         let mut taps = TapSender {
             shape: &self.shape,
             seed: self.seed,
+            noise: (self.noise, self.secret.noise_seed()),
             sample: u64::from(sample),
             rows: if wanted { &self.rows } else { &[] },
             bytes: &mut self.bytes,
@@ -395,6 +399,8 @@ impl SideRun {
         let numbers = [self.seed, u64::from(sample), self.sequence.ids.len() as u64];
         let kind = [config.first_tap, config.every, config.format.bits()].map(|n| n as u64);
         numbers.iter().chain(&kind).for_each(|n| mac.update(&n.to_le_bytes()));
+        let noise = [self.noise.clip, self.noise.sigma];
+        noise.iter().for_each(|n| mac.update(&n.to_le_bytes()));
         self.sequence.ids.iter().for_each(|id| mac.update(&id.to_le_bytes()));
         self.sequence.targets.iter().for_each(|&t| mac.update(&[u8::from(t)]));
         mac.finalize().into_bytes()[..16].try_into().expect("16 bytes")
@@ -462,6 +468,8 @@ fn piece_bytes(shape: &SideShape) -> usize {
 struct TapSender<'a> {
     shape: &'a SideShape,
     seed: u64,
+    /// The noise, and what it is counted from.
+    noise: (TapNoise, u64),
     sample: u64,
     rows: &'a [usize],
     bytes: &'a mut Vec<u8>,
@@ -486,7 +494,7 @@ impl TapSender<'_> {
 }
 
 impl Taps for TapSender<'_> {
-    fn tap(&mut self, layer: usize, stream: MatRef<'_>, _: Kernels, _: &mut Pool) {
+    fn tap(&mut self, layer: usize, stream: MatRef<'_>, kernels: Kernels, _: &mut Pool) {
         if self.failed.is_some() || !self.shape.tapped().contains(&layer) {
             return;
         }
@@ -501,8 +509,10 @@ impl Taps for TapSender<'_> {
             };
             let start = self.bytes.len();
             self.bytes.resize(start + row_bytes, 0);
-            let bytes = &mut self.bytes[start..];
-            format.encode(TapRounding::Stochastic(key), stream.row(row), bytes);
+            let (bytes, rounding) = (&mut self.bytes[start..], TapRounding::Stochastic(key));
+            let (noise, seed) = self.noise;
+            let noise = (noise, TapKey { seed, ..key });
+            format.encode_noised(kernels, rounding, noise, stream.row(row), bytes);
             if self.bytes.len() >= PIECE {
                 self.give();
             }
