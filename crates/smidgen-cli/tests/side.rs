@@ -6,14 +6,14 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Place, stderr};
 use serde_json::Value;
 
-/// Devices at once. `SMIDGEN_DEVICES` of them in the test that is not run by default.
+/// Devices at once, where `SMIDGEN_DEVICES` does not say how many.
 const DEVICES: usize = 6;
 
 const RUN: &str = "train -m MODEL --data DATA --method side --server-token token --batch-size 4 \
@@ -130,8 +130,8 @@ fn killed_on_either_side_it_ends_the_same() {
     let whole = result(&place, "whole");
 
     // The server, twice, while the device waits for it to be back.
-    let device = place.command(&line("served")).stdout(Stdio::null()).stderr(Stdio::piped());
-    let device = { device }.spawn().unwrap();
+    let mut device = place.command(&line("served"));
+    let device = device.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     for steps in [7, 31] {
         wait_for_steps(&place, "served", steps);
         drop(server);
@@ -157,20 +157,11 @@ fn killed_on_either_side_it_ends_the_same() {
     assert!(losses.iter().all(|line| whole.1.contains(line)) && losses.len() + 3 >= whole.1.len());
 }
 
+/// What docs/side-tuning.md tells of 32 devices: `SMIDGEN_DEVICES=32 cargo test --release -p
+/// smidgen-cli --test side many -- --nocapture`.
 #[test]
 fn many_devices_at_once() {
-    many(DEVICES);
-}
-
-/// What docs/side-tuning.md tells of 32 devices: `cargo test --release -p smidgen-cli --test side --
-/// --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement: 32 devices at once"]
-fn thirty_two_devices() {
-    many(32);
-}
-
-fn many(devices: usize) {
+    let devices = std::env::var("SMIDGEN_DEVICES").map_or(DEVICES, |n| n.parse().unwrap());
     let place = with_token();
     let server = Server::start(&place, 0, "--sessions 64");
     let line =
