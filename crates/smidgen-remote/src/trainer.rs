@@ -112,12 +112,6 @@ impl SideTrainer {
         })
     }
 
-    /// Forgets what was given since the last update.
-    pub fn begin_anew(&mut self) {
-        self.outputs.clear();
-        self.tensors.iter_mut().for_each(|tensor| tensor.gradient = None);
-    }
-
     /// The network's output for a sample of this step, rows x hidden: E s_L. It waits for its
     /// gradient. The taps are `rows` rows for each tapped layer in order, as
     /// [`smidgen_kernels::TapFormat::encode`] makes them.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use prost::bytes::{Buf, BufMut, Bytes};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use smidgen_kernels::Philox;
 use smidgen_remote::proto::from_device::Message as Say;
 use smidgen_remote::proto::side_tuning_client::SideTuningClient;
@@ -24,6 +24,7 @@ use smidgen_remote::{
 };
 use smidgen_train::{LinkError, SideConfig, SideLink, SideShape, TapFormat};
 use tokio::runtime::{Builder, Runtime};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -181,9 +182,10 @@ struct Authority {
 }
 
 impl Authority {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("settings");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("a certificate").pem().into_bytes();
         Self { issuer: Issuer::new(params, key), pem }
@@ -208,7 +210,7 @@ const NOW: [i32; 2] = [2020, 2090];
 #[test]
 fn certificates_are_checked_on_both_sides() {
     let place = tempfile::tempdir().expect("a folder");
-    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let start = |identity: ClientIdentity, client_ca| {
         let ClientIdentity { certificate, key } = identity;
         let mut config = settings(place.path());
@@ -316,13 +318,21 @@ impl Liar {
         request
     }
 
-    /// Messages of a stream, and what it ends with; messages that come meanwhile are read.
+    /// What a stream ends with that gives these messages and no more; answers are read meanwhile.
     fn train(&self, messages: Vec<Bytes>) -> Status {
+        self.end(tokio_stream::iter(messages))
+    }
+
+    /// The same where the device stays for more.
+    fn stay(&self, messages: Vec<Bytes>) -> Status {
+        self.end(tokio_stream::iter(messages).chain(tokio_stream::pending()))
+    }
+
+    fn end(&self, messages: impl Stream<Item = Bytes> + Send + 'static) -> Status {
         self.runtime.block_on(async {
             let mut client = tonic::client::Grpc::new(self.channel.clone());
             client.ready().await.expect("a connection");
             let path = "/smidgen.side.v1.SideTuning/Train".parse().expect("a path");
-            let messages = tokio_stream::iter(messages);
             let answers = client.streaming(Self::request(messages), path, Raw).await;
             let mut answers = match answers {
                 Ok(answers) => answers.into_inner(),
@@ -475,17 +485,17 @@ fn messages_that_cannot_be_end_their_own_stream() {
     for (messages, code, text) in cases {
         let what = format!("{messages:?}");
         let what = &what[..what.len().min(300)];
-        let status = liar.train(encoded(messages));
+        let status = liar.stay(encoded(messages));
         assert_eq!(status.code(), code, "{what}: {status}");
         assert!(status.message().contains(text), "{what}: {status}");
     }
     // What is no message at all, or a long one.
-    let status = liar.train(vec![Bytes::from_static(b"\xff\xff\xff")]);
+    let status = liar.stay(vec![Bytes::from_static(b"\xff\xff\xff")]);
     assert_eq!(status.code(), bad, "{status}");
-    let status = liar.train(vec![Bytes::new()]);
+    let status = liar.stay(vec![Bytes::new()]);
     assert!(status.code() == bad && status.message().contains("kinds"), "{status}");
     let long = encoded([attach(1), taps(2, 0, 0, vec![0; 2 << 20])]);
-    assert_eq!(liar.train(long).code(), Code::OutOfRange);
+    assert_eq!(liar.stay(long).code(), Code::OutOfRange);
     // The session is as it was.
     let again = RemoteSession { resume: true, ..session(1, &dummy.shape) };
     let mut link = RemoteLink::open(remote(server.local_addr()), again).expect("a link");
@@ -507,7 +517,7 @@ fn a_step_is_known_by_its_hash() {
         Say::Update(Update { step: 1, rate, hash })
     };
     let liar = Liar::new(server.local_addr());
-    let status = liar.train(encoded([attach(1), empty.clone(), update(0.1, 0.2)]));
+    let status = liar.stay(encoded([attach(1), empty.clone(), update(0.1, 0.2)]));
     assert!(status.message().contains("another hash"), "{status}");
     // Read until it is confirmed, then said again: in the same stream and in others.
     let endpoint = Endpoint::from_shared(format!("http://{}", server.local_addr()));
@@ -537,7 +547,7 @@ fn a_step_is_known_by_its_hash() {
             }
         }
     });
-    let status = liar.train(encoded([attach(1), update(0.2, 0.2)]));
+    let status = liar.stay(encoded([attach(1), update(0.2, 0.2)]));
     assert_eq!(status.code(), Code::AlreadyExists, "{status}");
 }
 

@@ -249,7 +249,7 @@ impl Caller {
 
     pub fn send(&self, line: &mut Line, message: Say) -> Result<(), Failure> {
         let message = FromDevice { message: Some(message) };
-        let sent = self.within(line.say.send(message));
+        let sent = self.in_time(line.say.send(message));
         match sent {
             Ok(Ok(())) => Ok(()),
             Err(_) => Err(Failure::Lost("the server took nothing any more".to_owned())),
@@ -311,7 +311,7 @@ impl Caller {
     }
 
     fn connect(&self) -> Result<Client, Failure> {
-        let connected = self.within(self.endpoint.connect());
+        let connected = self.in_time(self.endpoint.connect());
         let channel = match connected {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(self.failure(chain(&error), &error, None)),
@@ -322,14 +322,15 @@ impl Caller {
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    /// Waits, as long as is allowed. The clock is made where the runtime is.
-    fn within<T>(&self, future: impl Future<Output = T>) -> Result<T, Elapsed> {
-        self.handle.block_on(async { timeout(self.config.timeout, future).await })
+    /// Waits as long as is allowed.
+    fn in_time<T>(&self, what: impl Future<Output = T>) -> Result<T, Elapsed> {
+        // The clock is the runtime's: a wait is made within it.
+        self.handle.block_on(async { timeout(self.config.timeout, what).await })
     }
 
     /// Waits for an answer, as long as is allowed.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Failure> {
-        match self.within(answer) {
+        match self.in_time(answer) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status)) => {
                 let mut text = status.message().to_owned();
@@ -425,13 +426,14 @@ fn is_loopback(host: &str) -> bool {
 /// What is wrong with the device's certificate, if the server said so. That comes when the connection
 /// is in use already, and HTTP/2 hands only the text on.
 fn alert_in(text: &str) -> Option<String> {
-    const ALERTS: [(&str, &str); 7] = [
+    const ALERTS: [(&str, &str); 8] = [
         ("CertificateExpired", "has expired; renew it"),
         ("CertificateRequired", "is missing; the server asks for one"),
         ("UnknownCA", "is none that the server accepts"),
         ("BadCertificate", "is none that the server accepts"),
         ("CertificateUnknown", "is none that the server accepts"),
         ("UnsupportedCertificate", "is none that the server accepts"),
+        ("DecryptError", "is none that the server accepts"),
         ("AccessDenied", "is refused"),
     ];
     let (_, alert) = text.split_once("received fatal alert: ")?;
@@ -453,7 +455,9 @@ fn certificate_error(error: &(dyn StdError + 'static)) -> Option<String> {
                 Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
                     "is not valid yet; see to the clocks"
                 }
-                Bad::UnknownIssuer => "is by an unknown authority; give that one's certificate",
+                Bad::UnknownIssuer | Bad::BadSignature => {
+                    "is by an unknown authority; give that one's certificate"
+                }
                 Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
                     "is not for this host; use the name that is in it"
                 }
