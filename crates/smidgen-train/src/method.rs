@@ -193,7 +193,7 @@ impl Side {
                 "starts no --init-adapter: it trains a network beside the model",
             ),
             (self.pace.window > 64, "takes up to 64 steps ahead"),
-            (!(self.noise.clip > 0.0), "cuts off above 0: --tap-clip"),
+            (self.noise.clip.is_nan() || self.noise.clip <= 0.0, "cuts off above 0: --tap-clip"),
             (!(0.0..=1e3).contains(&self.noise.sigma), "adds noise of 0 to 1000: --tap-noise"),
         ];
         match wrong.iter().find(|(is_so, _)| *is_so) {

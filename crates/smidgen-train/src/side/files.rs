@@ -81,6 +81,9 @@ impl SideNetwork {
     }
 }
 
+/// What takes the next numbers of a network.
+pub(super) type Take<'a> = dyn FnMut(&[f32]) -> Result<()> + 'a;
+
 /// Writes a network's folder; `numbers` gives its numbers in order, in pieces of any size, to what
 /// it is called with.
 pub(super) fn save(
@@ -88,14 +91,14 @@ pub(super) fn save(
     scale: f32,
     base: &Base,
     folder: &Path,
-    numbers: &mut dyn FnMut(&mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()>,
+    numbers: &mut dyn FnMut(&mut Take<'_>) -> Result<()>,
 ) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let settings = serde_json::to_vec_pretty(&Settings::of(shape, scale, base))
         .map_err(|e| Error::io("write", folder.join(CONFIG_FILE))(e.into()))?;
     let listed: Vec<_> =
         shape.tensors().map(|t| (t.name.clone(), Format::F32, vec![t.rows, t.cols])).collect();
-    let mut writer = SafetensorsWriter::create(&folder.join(WEIGHTS_FILE), &listed)?;
+    let mut writer = SafetensorsWriter::create(folder.join(WEIGHTS_FILE), &listed)?;
     let mut bytes = Vec::new();
     numbers(&mut |numbers| {
         for numbers in numbers.chunks(CHUNK) {

@@ -429,7 +429,7 @@ impl SideRun {
         super::files::save(&shape, scale, base, folder, &mut |write| self.numbers(write))
     }
 
-    fn numbers(&mut self, take: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    fn numbers(&mut self, take: &mut super::files::Take<'_>) -> Result<()> {
         let (mut found, expected, mut taken) = (0, self.shape.len(), Ok(()));
         let link = self.link.numbers(&mut |piece| {
             found += piece.len();
