@@ -1,12 +1,15 @@
-//! What a link to a server takes on the device, counted at the allocator.
+//! What a link to a server takes on the device, TLS and all, counted at the allocator.
 
 mod wire;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rcgen::{CertificateParams, KeyPair};
+use smidgen_remote::{RemoteConfig, RemoteLink, ServerTls};
 use smidgen_train::{SideLink, TapFormat};
-use wire::{Dummy, Process, open, shape};
+use wire::{Dummy, Process, remote, session, shape};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -33,12 +36,22 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Heap beside what the device gives and takes.
-const MOST: usize = 1_500_000;
+const MOST: usize = 1_000_000;
 
 #[test]
 fn a_link_takes_little_whatever_a_sample_takes() {
     let place = tempfile::tempdir().expect("a folder");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(["localhost".to_owned()]).expect("settings");
+    let certificate = params.self_signed(&key).expect("a certificate").pem();
+    fs::write(place.path().join("certificate"), &certificate).expect("written");
+    fs::write(place.path().join("key"), key.serialize_pem()).expect("written");
     let process = Process::start("serve_for_another_process", place.path(), 1);
+    let config = RemoteConfig {
+        url: format!("https://localhost:{}", process.address.port()),
+        ca: Some(certificate.into_bytes()),
+        ..remote(process.address)
+    };
     for (id, rows) in [(1, 100), (2, 8000)] {
         let dummy = Dummy { rows, samples: 2, ..Dummy::new(shape(TapFormat::F16)) };
         let taps: Vec<Vec<u8>> = (0..2).map(|place| dummy.taps(1, place)).collect();
@@ -46,7 +59,8 @@ fn a_link_takes_little_whatever_a_sample_takes() {
         let mut output = vec![0.0; (rows + 3) * 32];
         let before = LIVE.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
-        let mut link = open(process.address, id, &dummy.shape);
+        let link = RemoteLink::open(config.clone(), session(id, &dummy.shape));
+        let mut link = link.expect("a link");
         for step in 1..=4 {
             let wanted = link.begin(step, &batch).expect("begun");
             for place in (0..2).filter(|&place| wanted[place]) {
@@ -69,5 +83,10 @@ fn a_link_takes_little_whatever_a_sample_takes() {
 #[test]
 #[ignore = "what `Process` starts"]
 fn serve_for_another_process() {
-    wire::serve(|_| {});
+    wire::serve(|config| {
+        let place = config.state.with_file_name("");
+        let read = |name| fs::read(place.join(name)).expect("PEM");
+        let (certificate, key) = (read("certificate"), read("key"));
+        config.tls = Some(ServerTls { certificate, key, client_ca: None });
+    });
 }

@@ -86,7 +86,7 @@ fn a_device_is_told_what_is_wrong_with_its_settings() {
     let url = |url: &str| RemoteConfig { url: url.to_owned(), ..config.clone() };
     assert!(refused(url("http://10.0.0.1:1"), session.clone()).contains("use https"));
     assert!(refused(url("ftp://10.0.0.1:1"), session.clone()).contains("https://HOST:PORT"));
-    assert!(refused(url(":"), session.clone()).contains("no address"));
+    assert!(refused(url("https://a b"), session.clone()).contains("no address"));
     let token = RemoteConfig { token: "a\nb".to_owned(), ..config.clone() };
     assert!(refused(token, session.clone()).contains("visible ASCII"));
     let token = RemoteConfig { token: "open sesam".to_owned(), ..config.clone() };
@@ -415,6 +415,9 @@ fn messages_that_cannot_be_end_their_own_stream() {
     let gradient =
         |place, offset, bytes: Vec<u8>| Say::Gradient(Gradient { step: 2, place, offset, bytes });
     let bad = Code::InvalidArgument;
+    let key = vec![0xaa; 16];
+    let rows = dummy.batch(2)[0].rows as u32;
+    let unknown = Say::Begin(Begin { step: 2, samples: vec![Sample { key, rows }] });
     let cases: Vec<(Vec<Say>, Code, &str)> = vec![
         (vec![begin(&dummy, 2)], bad, "first message is Attach"),
         (vec![Say::Attach(Attach { session: vec![1; 15] })], bad, "16 bytes, not 15"),
@@ -442,7 +445,7 @@ fn messages_that_cannot_be_end_their_own_stream() {
             "taps",
         ),
         (
-            vec![attach(1), begin(&dummy, 2), taps(2, 0, 0, vec![0xff; all(0).len()])],
+            vec![attach(1), unknown.clone(), taps(2, 0, 0, vec![0xff; all(0).len()])],
             bad,
             "not finite",
         ),
