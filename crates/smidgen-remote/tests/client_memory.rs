@@ -36,7 +36,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Heap beside what the device gives and takes.
-const MOST: usize = 1_000_000;
+const MOST: usize = RemoteLink::HELD_BYTES as usize;
 
 #[test]
 fn a_link_takes_little_whatever_a_sample_takes() {
