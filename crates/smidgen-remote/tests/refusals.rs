@@ -380,7 +380,10 @@ impl Healthy {
         let seen = Arc::clone(&stop);
         let training = thread::spawn(move || {
             let mut dummy = Dummy { window: 2, ..Dummy::new(shape(TapFormat::F16)) };
-            let mut link = open(address, 200, &dummy.shape);
+            // Another model's taps, which no other session finds in the cache.
+            let fingerprint = b"healthy".to_vec();
+            let session = RemoteSession { fingerprint, ..session(200, &dummy.shape) };
+            let mut link = RemoteLink::open(remote(address), session).expect("a link");
             dummy.steps = 0;
             let mut sent = 0;
             while dummy.steps < 4 || !seen.load(Ordering::Relaxed) {
