@@ -203,15 +203,24 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<StepLoss> {
         pass.dropout = None;
+        // What the step came to, from its update on.
+        let mut given = None;
         loop {
-            match self.try_step(engine, data, settings, last, pass, cancel) {
+            match self.try_step(engine, data, settings, last, pass, cancel, &mut given) {
                 Err(Error::Link(LinkError::StartedAnew)) => self.ahead.clear(),
                 done => return done,
+            }
+            // The update may have arrived all the same; then there is nothing to do again.
+            if let Some(loss) = given.take()
+                && self.confirmed()? >= settings.number
+            {
+                return Ok(loss);
             }
             stop_if(cancel)?;
         }
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn try_step(
         &mut self,
         engine: &mut Engine,
@@ -220,6 +229,7 @@ impl SideRun {
         last: u64,
         pass: &mut Pass,
         cancel: &AtomicBool,
+        given: &mut Option<StepLoss>,
     ) -> Result<StepLoss> {
         let number = settings.number;
         let scale = match self.scale {
@@ -232,6 +242,12 @@ impl SideRun {
             self.begin(engine, data, number, pass, cancel)?;
         }
         let sum = self.losses(engine, data, scale, pass, cancel)?;
+        let Some(first) = self.ahead.front() else {
+            return Err(Error::Link(LinkError::StartedAnew));
+        };
+        let (targets, tokens) = (first.targets, first.tokens);
+        let loss = StepLoss { loss: sum / targets.max(1) as f64, targets, tokens };
+        *given = Some(loss);
         self.link.update(number, settings.rate).map_err(Error::Link)?;
         while let Some(next) = self.ahead.back().map(|ahead| ahead.step + 1)
             && next <= last
@@ -240,9 +256,8 @@ impl SideRun {
             self.begin(engine, data, next, pass, cancel)?;
         }
         self.link.confirm(number).map_err(Error::Link)?;
-        let done = self.ahead.pop_front().expect("the step was begun");
-        let loss = sum / done.targets.max(1) as f64;
-        Ok(StepLoss { loss, targets: done.targets, tokens: done.tokens })
+        self.ahead.pop_front();
+        Ok(loss)
     }
 
     /// Begins a step: gives the taps that are wanted, and puts hidden states where they wait.
