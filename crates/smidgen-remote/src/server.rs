@@ -14,6 +14,7 @@ mod listener;
 mod metrics;
 mod service;
 mod session;
+mod shape;
 mod step;
 mod store;
 

@@ -6,15 +6,19 @@ mod common;
 mod side;
 mod wire;
 
+use std::sync::atomic::Ordering;
+
 use candle_core::Device;
 use common::{FAMILIES, Run, golden_batches, golden_json, golden_model};
 use side::TOKENS;
 use smidgen_graph::{Backward, LoraSpec};
 use smidgen_remote::{LocalLink, Server, SideTrainer};
 use smidgen_train::{SideConfig, SideGate, SideLink, SideNetwork, SideShape, TapFormat};
-use wire::{DECAY, SEED, bits, open, settings};
+use wire::{DECAY, Road, SEED, bits, open, settings};
 
 const STEPS: u64 = 8;
+/// Bytes to the server until a connection is cut.
+const CUT: u64 = 20_000;
 
 #[test]
 fn a_model_trains_over_the_wire_as_it_does_at_home() {
@@ -46,6 +50,14 @@ fn a_model_trains_over_the_wire_as_it_does_at_home() {
             let link = open(server.local_addr(), id, &shape);
             let found = train(Box::new(link), window, Some(place.path()));
             assert_eq!(found, expected, "{family} {format:?} {window}");
+            // Connections that are cut at any place of a step.
+            id += 1;
+            let road = Road::new(server.local_addr(), Some(CUT));
+            let link = open(road.address, id, &shape);
+            let found = train(Box::new(link), window, Some(place.path()));
+            assert_eq!(found, expected, "{family} {format:?} {window}, cut");
+            let connections = road.count.load(Ordering::Relaxed);
+            assert!(connections > 2, "{connections}");
         }
     }
     let confirmed = wire::metric(&server, "steps_total");

@@ -396,7 +396,7 @@ impl Healthy {
         Self { stop, training }
     }
 
-    fn goes_right(self) {
+    fn ends_right(self) {
         self.stop.store(true, Ordering::Relaxed);
         let (dummy, found) = self.training.join().expect("undisturbed");
         assert_eq!(bits(&found), bits(&dummy.expected()));
@@ -507,7 +507,7 @@ fn messages_that_cannot_be_end_their_own_stream() {
     let mut link = RemoteLink::open(remote(server.local_addr()), again).expect("a link");
     let dummy = Dummy { steps: 3, ..dummy };
     assert_eq!(bits(&dummy.train(&mut link).expect("trained").0), bits(&dummy.expected()));
-    healthy.goes_right();
+    healthy.ends_right();
 }
 
 #[test]
@@ -668,7 +668,7 @@ fn no_bytes_bring_the_server_down() {
         let status = client.close(Request::new(Default::default())).await.expect_err("no token");
         assert_eq!(status.code(), Code::Unauthenticated);
     });
-    healthy.goes_right();
+    healthy.ends_right();
 }
 
 #[test]

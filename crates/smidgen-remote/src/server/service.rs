@@ -9,12 +9,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Shared;
 use super::session::{Stream, internal, read};
+use super::shape::shape_of;
 use super::store::{Created, SessionId, Stored};
 use crate::proto::from_device::Message as Said;
 use crate::proto::side_tuning_server::SideTuning;
 use crate::proto::{
     Attach, CloseReply, CloseRequest, FromDevice, FromServer, NetworkPart, NetworkRequest,
-    OpenReply, OpenRequest, PART_BYTES, VERSION, shape_of, to_bytes,
+    OpenReply, OpenRequest, PART_BYTES, VERSION, to_bytes,
 };
 
 /// How long a stream may take to say whose it is.

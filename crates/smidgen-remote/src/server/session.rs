@@ -14,6 +14,7 @@ use smidgen_train::{SideNetwork, SideShape};
 use super::Shared;
 use super::cache::NameSpace;
 use super::metrics::Work;
+use super::shape::shape_of;
 use super::step::{Job, Steps};
 use super::store::{SessionId, Stored};
 use crate::error::Error;
@@ -119,8 +120,8 @@ impl Stream {
     ) -> Result<Self, Status> {
         let open = &stored.open;
         let settings = open.settings.as_ref().ok_or_else(|| Status::internal("no settings"))?;
-        let shape = crate::proto::shape_of(settings, shared.limits.parameters)
-            .map_err(Status::resource_exhausted)?;
+        let shape =
+            shape_of(settings, shared.limits.parameters).map_err(Status::resource_exhausted)?;
         let names = NameSpace::new(&stored.owner, &open.fingerprint, &shape);
         let (seed, decay) = (open.seed, open.weight_decay);
         let (store, of_shape) = (Arc::clone(&shared.store), shape.clone());

@@ -8,9 +8,10 @@ use tonic::Status;
 
 use super::cache::Pinned;
 use super::limits::Limits;
+use super::shape::tap_bytes;
 use crate::proto::{
     Ask, Begin, Gradient, Hash, Output, PART_BYTES, PART_BYTES_MAX, StepHash, Taps, Update,
-    read_numbers, tap_bytes,
+    read_numbers,
 };
 
 /// Outputs that are computed before the gradient of the first of them came.

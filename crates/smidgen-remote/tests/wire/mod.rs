@@ -222,6 +222,7 @@ impl Road {
                 count.fetch_add(1, Ordering::Relaxed);
                 let at = *to.lock().expect("no panic");
                 let Ok(server) = TcpStream::connect(at) else { continue };
+                [&device, &server].iter().for_each(|s| s.set_nodelay(true).expect("a socket"));
                 let both = [&device, &server].map(|s| s.try_clone().expect("a handle"));
                 open.lock().expect("no panic").extend(both);
                 let pairs = [&device, &server].map(|s| s.try_clone().expect("a handle"));

@@ -79,6 +79,8 @@ pub struct SideRun {
     scale: Option<f32>,
     /// Steps that were begun and are not confirmed, in order.
     ahead: VecDeque<Ahead>,
+    /// What the step at work came to, once its update was given.
+    given: Option<StepLoss>,
     hidden: HiddenStates,
     /// The network's output for a sample, and then that output's gradient.
     output: Vec<f32>,
@@ -133,6 +135,7 @@ impl SideRun {
             steps: pace.window + 1,
             scale: None,
             ahead: VecDeque::new(),
+            given: None,
             factors: Vec::new().into(),
             shape,
             link,
@@ -203,10 +206,17 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<StepLoss> {
         pass.dropout = None;
+        self.given = None;
         loop {
             match self.try_step(engine, data, settings, last, pass, cancel) {
                 Err(Error::Link(LinkError::StartedAnew)) => self.ahead.clear(),
                 done => return done,
+            }
+            // The update may have arrived all the same; then there is nothing to do again.
+            if let Some(loss) = self.given.take()
+                && self.confirmed()? >= settings.number
+            {
+                return Ok(loss);
             }
             stop_if(cancel)?;
         }
@@ -232,6 +242,12 @@ impl SideRun {
             self.begin(engine, data, number, pass, cancel)?;
         }
         let sum = self.losses(engine, data, scale, pass, cancel)?;
+        let Some(first) = self.ahead.front() else {
+            return Err(Error::Link(LinkError::StartedAnew));
+        };
+        let (targets, tokens) = (first.targets, first.tokens);
+        let loss = StepLoss { loss: sum / targets.max(1) as f64, targets, tokens };
+        self.given = Some(loss);
         self.link.update(number, settings.rate).map_err(Error::Link)?;
         while let Some(next) = self.ahead.back().map(|ahead| ahead.step + 1)
             && next <= last
@@ -240,9 +256,8 @@ impl SideRun {
             self.begin(engine, data, next, pass, cancel)?;
         }
         self.link.confirm(number).map_err(Error::Link)?;
-        let done = self.ahead.pop_front().expect("the step was begun");
-        let loss = sum / done.targets.max(1) as f64;
-        Ok(StepLoss { loss, targets: done.targets, tokens: done.tokens })
+        self.ahead.pop_front();
+        Ok(loss)
     }
 
     /// Begins a step: gives the taps that are wanted, and puts hidden states where they wait.
