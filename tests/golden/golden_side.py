@@ -23,12 +23,20 @@ CASES = {
     "narrow": {"first_tap": 0, "every": 1, "width": 5, "reduction": 4, "gate": "sum"},
     "narrow_ladder": {"first_tap": 1, "every": 1, "width": 8, "reduction": 2, "gate": "ladder"},
 }
+# Cases whose loss is computed by who trains the network, too.
+TOLD = ["sum", "narrow_ladder"]
 
 
 def formula(shape, index, amplitude, rate):
     """amplitude sin(rate i + index) along all numbers of a tensor, as a float32 holds it."""
     at = torch.arange(int(np.prod(shape)), dtype=torch.float64)
     return (amplitude * torch.sin(rate * at + index)).reshape(shape).to(torch.float32).to(torch.float64)
+
+
+def tap(h):
+    """Rows as they are sent, and what they are divided by."""
+    rms = h.square().mean(-1, keepdim=True).sqrt()
+    return (h / rms).to(torch.float16).to(torch.float64), rms
 
 
 class Side(torch.nn.Module):
@@ -57,8 +65,7 @@ class Side(torch.nn.Module):
         number = lambda name: self.numbers[name.replace(".", "/")]
         s = hidden_states[0].new_zeros(hidden_states[0].shape[0], self.narrow)
         for layer in self.tapped:
-            h = hidden_states[layer]
-            x = (h / h.square().mean(-1, keepdim=True).sqrt()).to(torch.float16).to(torch.float64)
+            x = tap(hidden_states[layer])[0]
             if f"taps/{layer}/reduce/weight" in self.numbers:
                 x = x @ number(f"taps.{layer}.reduce.weight").T
             if self.ladder:
@@ -99,7 +106,7 @@ def targets_of(ids, mask):
     return rows, torch.tensor([ids[t + 1] for t in rows])
 
 
-def run(path, batches, settings):
+def run(path, batches, settings, told):
     backbone = Backbone(path)
     layers = len(backbone.inner.layers)
     scale = None
@@ -118,7 +125,11 @@ def run(path, batches, settings):
         loss = 0
         for states, wanted, targets in sequences:
             states = [h[wanted] for h in states]
-            logits = backbone.logits(states[-1] + scale * net(states))
+            last = states[-1]
+            if told:
+                x, rms = tap(last)
+                last = x * rms.to(torch.float32).to(torch.float64)
+            logits = backbone.logits(last + scale * net(states))
             loss = loss + cross_entropy(logits, targets, reduction="sum") / count
         loss.backward()
         losses.append(loss.item())
@@ -137,14 +148,18 @@ def main():
         report[family] = {}
         with arithmetic(torch.float64):
             for case, settings in CASES.items():
-                losses, scale, numbers = run(FOLDER / f"{family}.gguf", batches, settings)
-                more = {"lr": RATE, "weight_decay": WEIGHT_DECAY, "scale": scale, "losses": losses}
-                report[family][case] = settings | more
-                for kind, of_kind in numbers.items():
-                    for name, value in of_kind.items():
-                        key = f"{family}.{case}.{kind}.{name.replace('/', '.')}"
-                        tensors[key] = value.numpy().astype(np.float32)
-                print(family, case, *(f"{loss:.5f}" for loss in losses))
+                for told in [False, True] if case in TOLD else [False]:
+                    losses, scale, numbers = run(FOLDER / f"{family}.gguf", batches, settings, told)
+                    more = {"lr": RATE, "weight_decay": WEIGHT_DECAY, "scale": scale, "losses": losses}
+                    name = f"{case}.told" if told else case
+                    report[family][name] = settings | more
+                    for kind, of_kind in numbers.items():
+                        if told and kind == "end":
+                            continue
+                        for tensor, value in of_kind.items():
+                            key = f"{family}.{name}.{kind}.{tensor.replace('/', '.')}"
+                            tensors[key] = value.numpy().astype(np.float32)
+                    print(family, name, *(f"{loss:.5f}" for loss in losses))
     write_golden("side", report, tensors)
 
 

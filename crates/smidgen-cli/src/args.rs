@@ -22,7 +22,7 @@ pub use optimizer::{
     LayerOrderName, MethodArgs, MethodName, OptimizerArgs, OptimizerName, Schedule,
 };
 pub use serve::{LogForm, ServeArgs};
-pub use side::{SideArgs, SideGateName};
+pub use side::{LossOnName, SideArgs, SideGateName};
 pub use train::{CompareArgs, PlanArgs, SpoolType, TrainArgs};
 
 /// Fine-tune a language model inside a memory budget you name.

@@ -14,7 +14,7 @@ use crate::cost::Rates;
 use crate::layout::{ALIGN, Program};
 use search::Search;
 
-pub use search::ROW_TILE;
+pub use search::{FORWARD_ROW_TILE, HEAD_ROWS, ROW_TILE};
 
 /// A model as the planner and the runtime see it: blocks, and how many.
 pub trait Architecture: fmt::Debug + Send + Sync {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::block::Block;
 use crate::block::{Life, Value, ValueId};
 use crate::layout::{Place, Placed, Program};
-use crate::plan::{Backward, Gradients, LayerPlan, Paged, Plan, Request, Row, padded, stem};
+use crate::plan::{
+    Backward, Gradients, HEAD_ROWS, LayerPlan, Paged, Plan, Request, Row, padded, stem,
+};
 use crate::step::{Step, Term};
 
 /// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
@@ -160,6 +162,10 @@ fn scratch_rows(plan: &Plan, backward: Backward) -> Vec<Row> {
     }
     let (phase, program) =
         named.into_iter().max_by_key(|(_, p)| p.scratch_len).expect("there are programs");
+    let all = match (phase, backward) {
+        ("head", Backward::Head) => plan.tokens.min(HEAD_ROWS),
+        _ => plan.tokens,
+    };
     let mut spans: BTreeMap<usize, Vec<(ValueId, &Placed)>> = BTreeMap::new();
     for (v, placed) in &program.places {
         if let Place::Scratch(at) = placed.place {
@@ -179,8 +185,8 @@ fn scratch_rows(plan: &Plan, backward: Backward) -> Vec<Row> {
     let mut used = 0;
     for (v, len) in live_at(fullest) {
         let value = &program.values[v.0 as usize];
-        let band = plan.row_tile.filter(|_| !program.places[&v].whole);
-        let shape = format!("{} x {}", band.unwrap_or(plan.tokens), value.cols);
+        let band = program.row_tile.filter(|_| !program.places[&v].whole);
+        let shape = format!("{} x {}", band.unwrap_or(all), value.cols);
         let life = format!("{phase}, a block");
         let why = "live at the scratch region's fullest step";
         rows.push(Row::new(&value.name, shape, 4 * len as u64, &life, why));

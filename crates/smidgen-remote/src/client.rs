@@ -4,8 +4,8 @@
 //! `tests/client_memory.rs`: HTTP/2 windows of 64 KiB a stream and 128 KiB a connection, as many bytes
 //! on their way out as the server has room for (256 KiB), and pieces of 64 KiB of messages, held some
 //! three times. Beside it a thread with a stack of 512 KiB, touched as far as it is used. Outputs wait
-//! on the server until they are asked for, so nothing grows with a sample; only a device that begins a
-//! step between a step's outputs has one of them held here.
+//! on the server until they are asked for, so nothing grows with a sample but labels, 16 bytes each on
+//! their way; only a device that begins a step between a step's outputs has one of them held here.
 
 mod line;
 
@@ -14,13 +14,14 @@ pub use line::{ClientIdentity, RemoteConfig, RemoteError};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use smidgen_train::{LinkError, SideLink, SideSample, SideShape};
+use smidgen_train::{LinkError, LossOn, SideLabel, SideLink, SideSample, SideShape};
 
 use crate::proto::from_device::Message as Say;
 use crate::proto::from_server::Message as Answer;
 use crate::proto::{
-    Ask, Begin, Gradient, Hash, Limits, OpenRequest, Output, PART_BYTES, Sample, Settings,
-    StepHash, Taps, Update, VERSION, Wanted, read_numbers, to_bytes,
+    Ask, Begin, Confirmed, Gradient, Hash, LABEL_BYTES, Labels, Limits, Loss, OpenRequest, Output,
+    PART_BYTES, Sample, Settings, StepHash, Taps, Update, VERSION, Wanted, label_bytes,
+    read_numbers, to_bytes,
 };
 use line::{Caller, Failure, Line, Taken};
 
@@ -43,6 +44,8 @@ pub struct RemoteSession {
     pub seed: u64,
     /// Of AdamW, 0 to 1.
     pub weight_decay: f64,
+    /// Who computes the loss. The server has to have the same model for it.
+    pub loss: LossOn,
     /// The session is on the server already, with the same settings.
     pub resume: bool,
 }
@@ -56,10 +59,13 @@ pub struct RemoteLink {
     limits: Limits,
     line: Option<Line>,
     confirmed: u64,
+    /// Sum of the losses of that step, if the server computes them.
+    loss: Option<f64>,
     /// Begun and not confirmed.
     steps: VecDeque<Step>,
-    /// Part of an output that came before it was waited for.
-    early: Vec<u8>,
+    /// Outputs that were asked for and not taken whole, and what came of them and was not taken.
+    outputs: VecDeque<Incoming>,
+    come: Vec<u8>,
     /// Times in turn that the line was lost since the last step was confirmed.
     losses: usize,
 }
@@ -68,14 +74,27 @@ pub struct RemoteLink {
 #[derive(Debug)]
 struct Step {
     number: u64,
-    samples: usize,
+    /// Numbers of each sample's output, by place.
+    numbers: Vec<usize>,
     /// Bytes of taps that were given, by place.
     given: Vec<u64>,
+    /// The place whose gradient is being given, and how many bytes of it were.
+    gradient: (usize, u64),
     /// Outputs that were asked for.
     asked: usize,
     hash: StepHash,
     /// Rate and hash, once the update was sent.
     update: Option<(f64, Hash)>,
+}
+
+/// An output that was asked for, in bytes.
+#[derive(Debug)]
+struct Incoming {
+    step: u64,
+    place: usize,
+    due: usize,
+    come: usize,
+    taken: usize,
 }
 
 impl RemoteLink {
@@ -87,7 +106,7 @@ impl RemoteLink {
     /// # Errors
     /// All of [`RemoteError`].
     pub fn open(config: RemoteConfig, session: RemoteSession) -> Result<Self, RemoteError> {
-        let RemoteSession { id, shape, fingerprint, seed, weight_decay, resume } = session;
+        let RemoteSession { id, shape, fingerprint, seed, weight_decay, loss, resume } = session;
         let open = OpenRequest {
             version: VERSION,
             session: id.to_vec(),
@@ -96,6 +115,7 @@ impl RemoteLink {
             seed,
             weight_decay,
             resume,
+            loss: Loss::from(loss).into(),
         };
         let mut link = Self {
             caller: Caller::new(config)?,
@@ -104,8 +124,10 @@ impl RemoteLink {
             limits: Limits::default(),
             line: None,
             confirmed: 0,
+            loss: None,
             steps: VecDeque::new(),
-            early: Vec::new(),
+            outputs: VecDeque::new(),
+            come: Vec::new(),
             losses: 0,
         };
         link.connect()?;
@@ -148,7 +170,8 @@ impl RemoteLink {
     /// One try. What was under way and is not confirmed is over.
     fn attach(&mut self) -> Result<(), Failure> {
         self.line = None;
-        self.early.clear();
+        self.outputs.clear();
+        self.come.clear();
         let (mut line, reply) = self.caller.open(&self.open)?;
         // From here on it is there: a reply that is lost must not have it taken for another's.
         self.open.resume = true;
@@ -167,16 +190,16 @@ impl RemoteLink {
                 _ => return Err(Failure::unexpected("another answer than Confirmed")),
             }
         }
-        self.is_confirmed(confirmed.step);
+        self.is_confirmed(confirmed);
         self.line = Some(line);
         Ok(())
     }
 
-    fn is_confirmed(&mut self, step: u64) {
+    fn is_confirmed(&mut self, Confirmed { step, loss }: Confirmed) {
         if step > self.confirmed {
             self.losses = 0;
         }
-        self.confirmed = step;
+        (self.confirmed, self.loss) = (step, loss);
         self.steps.retain(|other| other.number > step);
     }
 
@@ -210,7 +233,7 @@ impl RemoteLink {
         let line = self.line.as_mut().ok_or_else(|| Failure::unexpected("no line"))?;
         let answer = self.caller.receive(line)?;
         if let Answer::Confirmed(confirmed) = &answer {
-            self.is_confirmed(confirmed.step);
+            self.is_confirmed(*confirmed);
         }
         Ok(answer)
     }
@@ -230,13 +253,21 @@ impl RemoteLink {
         });
         let sent = sent.collect();
         self.send(Say::Begin(Begin { step, samples: sent }))?;
+        let numbers = samples.iter().map(|s| s.rows.saturating_mul(self.shape.hidden()));
+        self.steps.push_back(Step {
+            number: step,
+            numbers: numbers.collect(),
+            given: vec![0; samples.len()],
+            gradient: (0, 0),
+            asked: 0,
+            hash,
+            update: None,
+        });
         let samples = samples.len();
-        let given = vec![0; samples];
-        self.steps.push_back(Step { number: step, samples, given, asked: 0, hash, update: None });
         let bits = loop {
             match self.receive()? {
                 Answer::Wanted(Wanted { step: of, bits }) if of == step => break bits,
-                Answer::Output(output) => self.early.extend_from_slice(&output.bytes),
+                Answer::Output(output) => self.comes(&output)?,
                 Answer::Confirmed(_) => {}
                 Answer::Wanted(_) => return Err(Failure::unexpected("another step's answer")),
             }
@@ -250,38 +281,64 @@ impl RemoteLink {
         let Some(under_way) = self.steps.iter_mut().find(|s| s.number == step) else {
             return Err(Failure::unexpected("a step that is not under way"));
         };
-        if under_way.asked == place && place < under_way.samples {
+        let due = under_way.numbers.get(place).map(|numbers| 4 * numbers);
+        if let (true, Some(due)) = (under_way.asked == place, due) {
             under_way.asked += 1;
+            self.outputs.push_back(Incoming { step, place, due, come: 0, taken: 0 });
             self.send(Say::Ask(Ask { step, place: place as u32 }))?;
         }
         Ok(())
     }
 
+    /// A piece of an output comes.
+    fn comes(&mut self, output: &Output) -> Result<(), Failure> {
+        let Output { step, place, offset, bytes } = output;
+        let expected = self.outputs.iter_mut().find(|output| output.come < output.due);
+        let fits = expected.filter(|due| {
+            due.step == *step
+                && due.place == *place as usize
+                && due.come as u64 == *offset
+                && bytes.len() <= due.due - due.come
+                && bytes.len().is_multiple_of(4)
+        });
+        let Some(due) = fits else {
+            return Err(Failure::unexpected("another output than what is due"));
+        };
+        due.come += bytes.len();
+        self.come.extend_from_slice(bytes);
+        Ok(())
+    }
+
     fn try_output(&mut self, step: u64, place: usize, out: &mut [f32]) -> Result<(), Failure> {
         self.ask(step, place)?;
-        let due = 4 * out.len();
-        let early = std::mem::take(&mut self.early);
-        if early.len() > due || !early.len().is_multiple_of(4) {
-            return Err(Failure::unexpected("an output of another size"));
-        }
-        read_numbers(&early, out);
-        let mut done = early.len();
-        while done < due {
+        let mut done = 0;
+        loop {
+            let Some(output) = self.outputs.front_mut() else {
+                return Err(Failure::unexpected("an output that was not asked for"));
+            };
+            let (rest, left) = (&mut out[done / 4..], output.due - output.taken);
+            if (output.step, output.place) != (step, place) || left < 4 * rest.len() {
+                return Err(Failure::unexpected("an output of another size"));
+            }
+            let took = self.come.len().min(4 * rest.len());
+            read_numbers(&self.come[..took], rest);
+            self.come.drain(..took);
+            (done, output.taken) = (done + took, output.taken + took);
+            if done == 4 * out.len() {
+                break;
+            }
             match self.receive()? {
-                Answer::Output(Output { step: of, place: at, offset, bytes }) => {
-                    let is_due = of == step && at as usize == place && offset == done as u64;
-                    if !is_due || bytes.len() > due - done || !bytes.len().is_multiple_of(4) {
-                        return Err(Failure::unexpected("another output than what is due"));
-                    }
-                    read_numbers(&bytes, &mut out[done / 4..]);
-                    done += bytes.len();
-                }
+                Answer::Output(output) => self.comes(&output)?,
                 Answer::Confirmed(_) => {}
                 Answer::Wanted(_) => return Err(Failure::unexpected("an answer to no Begin")),
             }
         }
-        // So that it is there when this one's gradient was given.
-        self.ask(step, place + 1)
+        if self.outputs.front().is_some_and(|output| output.taken == output.due) {
+            self.outputs.pop_front();
+            // So that it is there when this one's gradient was given.
+            self.ask(step, place + 1)?;
+        }
+        Ok(())
     }
 }
 
@@ -310,20 +367,41 @@ impl SideLink for RemoteLink {
         Ok(())
     }
 
+    fn labels(
+        &mut self,
+        step: u64,
+        place: usize,
+        scale: f32,
+        labels: &[SideLabel],
+    ) -> Result<(), LinkError> {
+        self.step(step)?.hash.scale(scale);
+        let mut offset = 0;
+        for labels in labels.chunks(PART_BYTES / LABEL_BYTES) {
+            let bytes = label_bytes(labels);
+            self.step(step)?.hash.bytes(&bytes);
+            let length = bytes.len() as u64;
+            let labels = Labels { step, place: place as u32, offset, bytes, scale };
+            self.send(Say::Labels(labels)).map_err(|failure| self.lost(failure))?;
+            offset += length;
+        }
+        Ok(())
+    }
+
     fn output(&mut self, step: u64, place: usize, output: &mut [f32]) -> Result<(), LinkError> {
         self.step(step)?;
         self.try_output(step, place, output).map_err(|failure| self.lost(failure))
     }
 
     fn gradient(&mut self, step: u64, place: usize, gradient: &[f32]) -> Result<(), LinkError> {
-        let mut offset = 0;
         for numbers in gradient.chunks(PART_BYTES / 4) {
             let bytes = to_bytes(numbers);
-            self.step(step)?.hash.gradient(&bytes);
-            let length = bytes.len() as u64;
+            let under_way = self.step(step)?;
+            under_way.hash.bytes(&bytes);
+            let (of, given) = under_way.gradient;
+            let offset = if of == place { given } else { 0 };
+            under_way.gradient = (place, offset + bytes.len() as u64);
             let gradient = Gradient { step, place: place as u32, offset, bytes };
             self.send(Say::Gradient(gradient)).map_err(|failure| self.lost(failure))?;
-            offset += length;
         }
         Ok(())
     }
@@ -336,20 +414,20 @@ impl SideLink for RemoteLink {
         self.send(Say::Update(update)).map_err(|failure| self.lost(failure))
     }
 
-    fn confirm(&mut self, step: u64) -> Result<(), LinkError> {
+    fn confirm(&mut self, step: u64) -> Result<Option<f64>, LinkError> {
         while self.confirmed < step {
             self.step(step)?;
-            match self.receive() {
-                Ok(Answer::Output(output)) => self.early.extend_from_slice(&output.bytes),
-                Ok(Answer::Confirmed(_)) => {}
-                Ok(Answer::Wanted(_)) => {
-                    return Err(self.lost(Failure::unexpected("an answer to no Begin")));
-                }
+            let answer = self.receive().and_then(|answer| match answer {
+                Answer::Output(output) => self.comes(&output),
+                Answer::Confirmed(_) => Ok(()),
+                Answer::Wanted(_) => Err(Failure::unexpected("an answer to no Begin")),
+            });
+            if let Err(failure) = answer {
                 // It may be done all the same.
-                Err(failure) => self.recover(failure)?,
+                self.recover(failure)?;
             }
         }
-        Ok(())
+        Ok(self.loss)
     }
 
     fn numbers(&mut self, take: &mut dyn FnMut(&[f32])) -> Result<(), LinkError> {

@@ -25,6 +25,12 @@ pub enum Error {
         /// The sample.
         sample: u64,
     },
+    /// The loss can't be computed: a label is none of the model's tokens, or the loss is not finite.
+    #[error("the loss: {0}")]
+    Loss(smidgen_train::Error),
+    /// There is no head to compute a loss through.
+    #[error("labels are given where no loss is computed")]
+    NoHead,
     /// A number is infinite or no number.
     #[error("{what}: some are not finite; lower the learning rate")]
     NotFinite {

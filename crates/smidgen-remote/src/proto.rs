@@ -10,7 +10,7 @@ mod generated;
 pub use generated::*;
 
 use sha2::{Digest, Sha256};
-use smidgen_train::{SampleKey, SideConfig, SideGate, SideShape};
+use smidgen_train::{LossOn, SampleKey, SideConfig, SideGate, SideLabel, SideShape};
 
 /// The version that is spoken here.
 pub const VERSION: u32 = 1;
@@ -48,6 +48,15 @@ impl Settings {
     }
 }
 
+impl From<LossOn> for Loss {
+    fn from(loss: LossOn) -> Self {
+        match loss {
+            LossOn::Device => Self::OnDevice,
+            LossOn::Trainer => Self::OnServer,
+        }
+    }
+}
+
 /// What a step is known by: [`Update::hash`], as it is gathered.
 #[derive(Clone, Debug)]
 pub struct StepHash(Sha256);
@@ -64,9 +73,14 @@ impl StepHash {
         self.0.update(rows.to_le_bytes());
     }
 
-    /// The next bytes of its gradients.
-    pub fn gradient(&mut self, bytes: &[u8]) {
+    /// The next bytes of its gradients, or of a sample's labels.
+    pub fn bytes(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
+    }
+
+    /// What stands before a sample's labels.
+    pub fn scale(&mut self, scale: f32) {
+        self.0.update(scale.to_le_bytes());
     }
 
     /// All of it.
@@ -81,6 +95,30 @@ pub(crate) fn to_bytes(numbers: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 * numbers.len());
     numbers.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
     bytes
+}
+
+/// Bytes that a label takes.
+pub(crate) const LABEL_BYTES: usize = 8;
+
+/// Labels as bytes.
+#[cfg(feature = "client")]
+pub(crate) fn label_bytes(labels: &[SideLabel]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(LABEL_BYTES * labels.len());
+    for label in labels {
+        bytes.extend_from_slice(&label.target.to_le_bytes());
+        bytes.extend_from_slice(&label.rms.to_le_bytes());
+    }
+    bytes
+}
+
+/// Bytes as labels.
+#[cfg(feature = "server")]
+pub(crate) fn read_labels(bytes: &[u8]) -> Vec<SideLabel> {
+    let labels = bytes.chunks_exact(LABEL_BYTES).map(|b| SideLabel {
+        target: u32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        rms: f32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+    });
+    labels.collect()
 }
 
 /// Bytes as numbers, as far as they go on both sides.

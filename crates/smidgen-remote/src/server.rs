@@ -29,14 +29,15 @@ use std::thread;
 use std::time::Duration;
 
 use candle_core::Device;
+use smidgen_train::{Base, SideHead};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
 
-use crate::proto::MESSAGE_BYTES_MAX;
 use crate::proto::side_tuning_server::SideTuningServer;
+use crate::proto::{Loss, MESSAGE_BYTES_MAX, OpenRequest};
 use cache::Cache;
 use limits::Tokens;
 use metrics::Metrics;
@@ -79,6 +80,9 @@ pub struct ServerConfig {
     pub workers: usize,
     /// Open connections, at least 1; the others wait.
     pub connections: usize,
+    /// The model whose head losses are computed with, for devices that tell labels; of its file only
+    /// the head's part is read. None to refuse them.
+    pub model: Option<Arc<Base>>,
 }
 
 /// How a server shows who it is.
@@ -134,6 +138,9 @@ pub enum ServerError {
     /// The system gives no thread.
     #[error("the server can't start: {0}")]
     System(io::Error),
+    /// The model.
+    #[error("the model: {0}")]
+    Model(smidgen_train::Error),
 }
 
 /// A server that runs, until it is stopped or dropped.
@@ -327,6 +334,16 @@ struct Shared {
     seats: Mutex<HashMap<SessionId, Arc<Seat>>>,
     stopping: watch::Receiver<bool>,
     device: Device,
+    model: Option<Model>,
+}
+
+/// What losses are computed with.
+#[derive(Debug)]
+struct Model {
+    base: Arc<Base>,
+    fingerprint: Vec<u8>,
+    /// Heads that no worker has; there are never more than workers.
+    heads: Mutex<Vec<SideHead>>,
 }
 
 impl Shared {
@@ -341,6 +358,10 @@ impl Shared {
         metrics.stored.set(store.count().map_err(of_state)?);
         let cache = Cache::open(&config.cache, config.cache_bytes_max, Arc::clone(&metrics));
         let of_cache = |error| ServerError::Cache { path: config.cache.clone(), error };
+        let model = config.model.as_ref().map(|base| {
+            let fingerprint = base.fingerprint()?.as_bytes().to_vec();
+            Ok(Model { base: Arc::clone(base), fingerprint, heads: Mutex::default() })
+        });
         Ok(Self {
             tokens,
             limits: config.limits,
@@ -351,6 +372,7 @@ impl Shared {
             seats: Mutex::default(),
             stopping,
             device: Device::Cpu,
+            model: model.transpose().map_err(ServerError::Model)?,
         })
     }
 
@@ -380,6 +402,37 @@ impl Shared {
         work: impl FnOnce() -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
         tokio::task::spawn_blocking(work).await.map_err(session::internal)?
+    }
+
+    /// Refuses a session whose loss can't be computed here and is to be.
+    fn check_loss(&self, open: &OpenRequest) -> Result<(), Status> {
+        let wrong = match (open.loss(), &self.model) {
+            (Loss::OnDevice, _) => return Ok(()),
+            (Loss::OnServer, None) => {
+                "this server has no model to compute losses with: start it with one, or compute them \
+                 on the device"
+            }
+            (Loss::OnServer, Some(model)) if model.fingerprint != open.fingerprint => {
+                "this server's model is another one than the device's: use the same file on both, or \
+                 compute losses on the device"
+            }
+            (Loss::OnServer, Some(_)) => return Ok(()),
+        };
+        Err(Status::failed_precondition(wrong))
+    }
+
+    /// A head for a worker, which gives it back.
+    fn head(&self) -> Result<SideHead, Status> {
+        let Some(model) = &self.model else { return Err(Status::internal("no model")) };
+        let free = model.heads.lock().unwrap_or_else(|e| e.into_inner()).pop();
+        // Sessions are worked for at the same time, each with a thread.
+        free.map_or_else(|| SideHead::new(&model.base, 1), Ok).map_err(session::internal)
+    }
+
+    fn give_back(&self, head: SideHead) {
+        if let Some(model) = &self.model {
+            model.heads.lock().unwrap_or_else(|e| e.into_inner()).push(head);
+        }
     }
 
     fn seat(&self, id: SessionId) -> Arc<Seat> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use smidgen_train::{SideGate, SideNetwork, SideShape};
+use smidgen_train::{SideGate, SideHead, SideLabel, SideNetwork, SideShape};
 
 use crate::error::{Error, Result};
 
@@ -143,6 +143,44 @@ impl SideTrainer {
             });
         }
         Ok(())
+    }
+
+    /// Both for a sample whose labels are told: its output is taken to the loss through `head`, with c
+    /// and with `weight` for each target. Returns the sum of the losses. The last hidden state of a row
+    /// is its last tap times what that was divided by.
+    ///
+    /// # Errors
+    /// Those of [`SideTrainer::forward`] and of [`SideTrainer::backward`]; labels that don't fit the
+    /// sample or the model.
+    pub fn learn(
+        &mut self,
+        head: &mut SideHead,
+        (sample, taps): (u64, &[u8]),
+        labels: &[SideLabel],
+        (scale, weight): (f32, f32),
+    ) -> Result<f64> {
+        let (rows, hidden) = (labels.len(), self.shape.hidden());
+        if head.hidden() != hidden {
+            let what = "numbers a token in the model";
+            return Err(Error::Size { what, found: head.hidden(), expected: hidden });
+        }
+        let mut numbers = self.forward(sample, rows, taps)?;
+        let format = self.shape.config().format;
+        let row_bytes = format.row_bytes(hidden);
+        let last = &taps[taps.len() - rows * row_bytes..];
+        let mut tap = vec![0.0; hidden];
+        let states = numbers.chunks_exact_mut(hidden).zip(last.chunks_exact(row_bytes));
+        for ((state, bytes), label) in states.zip(labels) {
+            format.decode(bytes, &mut tap);
+            for (x, tap) in state.iter_mut().zip(&tap) {
+                *x = label.rms * tap + scale * *x;
+            }
+        }
+        let targets: Vec<u32> = labels.iter().map(|label| label.target).collect();
+        let sum = head.loss(&mut numbers, &targets, weight).map_err(Error::Loss)?;
+        numbers.iter_mut().for_each(|x| *x *= scale);
+        self.backward(sample, &numbers)?;
+        Ok(sum)
     }
 
     /// Gradients of the step so far, in the order of [`SideShape::tensors`].

@@ -2,7 +2,9 @@
 
 mod wire;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,18 +13,18 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use prost::bytes::{Buf, BufMut, Bytes};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use smidgen_kernels::Philox;
+use smidgen_kernels::{Philox, TapRounding};
 use smidgen_remote::proto::from_device::Message as Say;
 use smidgen_remote::proto::side_tuning_client::SideTuningClient;
 use smidgen_remote::proto::{
-    Ask, Attach, Begin, FromDevice, FromServer, Gradient, NetworkRequest, OpenRequest, Sample,
-    Settings, StepHash, Taps, Update, from_server,
+    Ask, Attach, Begin, FromDevice, FromServer, Gradient, Labels, NetworkRequest, OpenRequest,
+    Sample, Settings, StepHash, Taps, Update, from_server,
 };
 use smidgen_remote::{
     ClientIdentity, Limits, RemoteConfig, RemoteError, RemoteLink, RemoteSession, Server,
-    ServerError, ServerTls, Token,
+    ServerConfig, ServerError, ServerTls, Token,
 };
-use smidgen_train::{LinkError, SideConfig, SideLink, SideShape, TapFormat};
+use smidgen_train::{Base, LinkError, LossOn, SideConfig, SideLink, SideShape, TapFormat};
 use tokio::runtime::{Builder, Runtime};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -165,7 +167,7 @@ fn quotas_hold() {
     let mut link = open(server.local_addr(), 1, shape);
     link.begin(1, &dummy.batch(1)).expect("begun");
     let Err(LinkError::Failed(error)) = link.begin(2, &dummy.batch(2)) else { panic!("room") };
-    assert!(error.to_string().contains("bytes of taps under way"), "{error}");
+    assert!(error.to_string().contains("bytes of taps and labels under way"), "{error}");
     let mut link = open(server.local_addr(), 1, shape);
     let one = &dummy.batch(1)[..1];
     link.begin(1, one).expect("begun");
@@ -507,6 +509,89 @@ fn messages_that_cannot_be_end_their_own_stream() {
     let mut link = RemoteLink::open(remote(server.local_addr()), again).expect("a link");
     let dummy = Dummy { steps: 3, ..dummy };
     assert_eq!(bits(&dummy.train(&mut link).expect("trained").0), bits(&dummy.expected()));
+    healthy.ends_right();
+}
+
+#[test]
+fn labels_are_for_a_server_that_has_the_model() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen2.gguf");
+    let base = Base::open(file).expect("a model");
+    let (layers, hidden) = (base.info().layers, base.info().hidden);
+    let vocabulary = base.info().vocabulary as u32;
+    let fingerprint = base.fingerprint().expect("a fingerprint").as_bytes().to_vec();
+    let config = SideConfig { width: 4, ..SideConfig::usual(layers) };
+    let shape = SideShape::new(config, layers, hidden).expect("a shape");
+    let told = |id| RemoteSession {
+        fingerprint: fingerprint.clone(),
+        loss: LossOn::Trainer,
+        ..session(id, &shape)
+    };
+    let refused = |server: &Server, session| {
+        let patient = remote(server.local_addr());
+        RemoteLink::open(patient, session).expect_err("no model").to_string()
+    };
+    let place = tempfile::tempdir().expect("a folder");
+    let server = Server::start(settings(place.path())).expect("a server");
+    let error = refused(&server, told(1));
+    assert!(error.contains("has no model"), "{error}");
+
+    drop(server);
+    let of = settings(place.path());
+    let server = Server::start(ServerConfig { model: Some(Arc::new(base)), ..of });
+    let server = server.expect("a server");
+    let other = RemoteSession { fingerprint: b"another".to_vec(), ..told(1) };
+    let error = refused(&server, other);
+    assert!(error.contains("another one than the device's"), "{error}");
+    let healthy = Healthy::start(server.local_addr());
+    for session in [told(1), RemoteSession { loss: LossOn::Device, ..told(2) }] {
+        drop(RemoteLink::open(remote(server.local_addr()), session).expect("a link"));
+    }
+    // Two rows of taps, ones.
+    let mut row = vec![0; TapFormat::F16.row_bytes(hidden)];
+    TapFormat::F16.encode(TapRounding::Nearest, &vec![1.0; hidden], &mut row);
+    let all = row.repeat(2 * shape.tapped().len());
+    // Another sample each time: a server keeps the taps of those that it learned from.
+    let key = Cell::new(0);
+    let begin = || {
+        key.set(key.get() + 1);
+        let sample = Sample { key: vec![key.get(); 16], rows: 2 };
+        Say::Begin(Begin { step: 1, samples: vec![sample] })
+    };
+    let label = |target: u32, rms: f32| [target.to_le_bytes(), rms.to_le_bytes()].concat();
+    let good = [label(3, 1.0), label(4, 2.0)].concat();
+    let labels = |place, offset, bytes: Vec<u8>| {
+        Say::Labels(Labels { step: 1, place, offset, bytes, scale: 1.0 })
+    };
+    let nan = Labels { step: 1, place: 0, offset: 0, bytes: good.clone(), scale: f32::NAN };
+    let update = Say::Update(Update { step: 1, rate: 1e-2, hash: vec![0; 32] });
+    let gradient = Say::Gradient(Gradient { step: 1, place: 0, offset: 0, bytes: vec![0; 4] });
+    let ask = Say::Ask(Ask { step: 1, place: 0 });
+    let taken = || vec![attach(1), begin(), taps(1, 0, 0, all.clone())];
+    let with = |more: &[Say]| [taken(), more.to_vec()].concat();
+    let cases = [
+        (vec![attach(2), begin(), labels(0, 0, good.clone())], "loss on the device"),
+        (with(&[ask]), "loss on the server"),
+        (with(&[gradient]), "loss on the server"),
+        (with(&[labels(1, 0, good.clone())]), "where place 0 is due"),
+        (with(&[labels(0, 0, good.clone()), labels(0, 0, good.clone())]), "where place 1 is due"),
+        (with(&[labels(0, 0, good[..7].to_vec())]), "7 bytes"),
+        (with(&[labels(0, 0, Vec::new())]), "0 bytes"),
+        (with(&[labels(0, 8, good.clone())]), "came before"),
+        (with(&[labels(0, 0, good.repeat(2))]), "32 bytes"),
+        (with(&[Say::Labels(nan)]), "scale of NaN"),
+        (with(&[update.clone()]), "0 of 1"),
+        (with(&[labels(0, 0, good.clone()), update]), "another hash"),
+        (with(&[labels(0, 0, [label(3, 1.0), label(vocabulary, 1.0)].concat())]), "the loss"),
+        (with(&[labels(0, 0, [label(3, 1.0), label(4, f32::NAN)].concat())]), "the loss"),
+    ];
+    let liar = Liar::new(server.local_addr());
+    for (messages, text) in cases {
+        let what = format!("{messages:?}");
+        let what = &what[..what.len().min(300)];
+        let status = liar.stay(encoded(messages));
+        assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");
+        assert!(status.message().contains(text), "{what}: {status}");
+    }
     healthy.ends_right();
 }
 

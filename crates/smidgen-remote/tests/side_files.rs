@@ -16,8 +16,8 @@ use side::TOKENS;
 use smidgen_graph::{Backward, Budget, LoraSpec};
 use smidgen_remote::{LocalLink, SideTrainer};
 use smidgen_train::{
-    Adapter, Evaluator, GenerateConfig, LoraConfig, Sequence, SideConfig, SideNetwork, SideShape,
-    TapFormat, Tuning,
+    Adapter, Evaluator, GenerateConfig, LoraConfig, LossOn, Sequence, SideConfig, SideNetwork,
+    SideShape, TapFormat, Tuning,
 };
 
 fn shape(model: &Model, format: TapFormat) -> SideShape {
@@ -30,7 +30,7 @@ fn trained(model: &Model, format: TapFormat, batch: &[Sequence]) -> (SideNetwork
     let shape = shape(model, format);
     let start = SideNetwork::new(shape.clone(), 1.0, shape.start(3));
     let trainer = SideTrainer::new(&start, 0.01, Device::Cpu).expect("a trainer");
-    let mut run = side::run(&shape, LocalLink::new(trainer), 1, None);
+    let mut run = side::run(&shape, LocalLink::new(trainer), LossOn::Device, 1, None);
     let lora = LoraSpec { rank: 0, scale: 0.0, dropout: 0.0, modules: Vec::new() };
     let engine = Run::new(lora, model.info.layers, TOKENS);
     let mut engine = model.engine(&Run { backward: Backward::Head, ..engine });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::Architecture;
-use smidgen_graph::plan::{Gradients, Plan, Row};
+use smidgen_graph::plan::{Gradients, HEAD_ROWS, Plan, Row};
 use smidgen_kernels::{ATTENTION_SCRATCH, GEMM_SCRATCH, Kernels, MatMut, MatRef, RopeTable};
 
 use crate::band::Band;
@@ -287,18 +287,19 @@ impl Engine {
     }
 
     /// Loss of each sequence of `pass`, whose last hidden state is in [`Engine::stream_mut`], and
-    /// its gradient, rows x hidden.
+    /// its gradient, rows x hidden. Up to [`HEAD_ROWS`] rows at a time, where the step ends there.
     ///
     /// # Errors
     /// See [`Error`].
     ///
     /// # Panics
-    /// If the plan has no backward through the head.
-    pub fn head_gradient(&mut self, pass: &Pass) -> Result<(&[SegmentLoss], &[f32])> {
+    /// If the plan has no backward through the head, or the pass more rows than that.
+    pub fn head_gradient(&mut self, pass: &Pass) -> Result<(&[SegmentLoss], &mut [f32])> {
+        assert!(pass.rows() <= HEAD_ROWS, "a pass through the head in pieces");
         self.check(pass)?;
         self.run_head(pass, true)?;
         self.meter.look();
-        Ok((&self.head.losses, &self.arena[..pass.rows() * self.hidden]))
+        Ok((&self.head.losses, &mut self.arena[..pass.rows() * self.hidden]))
     }
 
     /// Loss of each sequence of `pass`, and gradients. Held whole, they are added to

@@ -58,24 +58,6 @@ impl Pass {
         self.bypassed.get(layer).copied().unwrap_or(false)
     }
 
-    /// Takes out the rows that have no target, for a head that works row by row on what is left.
-    pub fn keep_targets(&mut self) {
-        let (ids, targets) = (&mut self.ids, &mut self.targets);
-        let mut kept = 0;
-        for segment in &mut self.segments {
-            let start = kept;
-            for row in segment.rows.clone() {
-                if targets[row].is_some() {
-                    (ids[kept], targets[kept]) = (ids[row], targets[row]);
-                    kept += 1;
-                }
-            }
-            segment.rows = start..kept;
-        }
-        ids.truncate(kept);
-        targets.truncate(kept);
-    }
-
     /// Takes the rows out, keeping their memory.
     pub fn clear(&mut self) {
         self.ids.clear();

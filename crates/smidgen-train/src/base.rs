@@ -268,6 +268,15 @@ impl Base {
         }
     }
 
+    /// What tells the model's weights from all others': the file may lie elsewhere, or have another
+    /// name.
+    ///
+    /// # Errors
+    /// The file can't be read any more.
+    pub fn fingerprint(&self) -> Result<smidgen_weights::Fingerprint> {
+        Ok(self.weights.gguf().fingerprint()?)
+    }
+
     /// The record of this model that is kept beside an adapter.
     pub(crate) fn record(&self) -> Result<BaseModel> {
         let file_name =
@@ -275,7 +284,7 @@ impl Base {
         Ok(BaseModel {
             architecture: self.info.family.to_owned(),
             file_name,
-            fingerprint: self.weights.gguf().fingerprint()?,
+            fingerprint: self.fingerprint()?,
         })
     }
 }

@@ -54,8 +54,9 @@ pub use run::{History, RunFolder, StepGroup};
 pub use schedule::{Schedule, Shape};
 pub use session::{Flow, Outcome, Planned, Session, SideStart, StepReport};
 pub use side::{
-    DeviceSecret, LinkError, SampleKey, SessionName, SideConfig, SideGate, SideLink, SideNetwork,
-    SidePace, SideRun, SideSample, SideSamples, SideShape, SideSize, SideTensor,
+    DeviceSecret, LinkError, LossOn, SampleKey, SessionName, SideConfig, SideGate, SideHead,
+    SideLabel, SideLink, SideNetwork, SidePace, SideRun, SideSample, SideSamples, SideShape,
+    SideSize, SideTensor,
 };
 
 pub use train_config::{Length, MemoryBudget, TrainConfig};

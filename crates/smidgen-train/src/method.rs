@@ -13,7 +13,7 @@ use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::mezo::{Mezo, MezoRun, Projection};
 use crate::optimizer::{Optimizer, OptimizerConfig};
-use crate::side::{SideConfig, SidePace};
+use crate::side::{LossOn, SideConfig, SidePace};
 use crate::step::{StepLoss, StepSettings, step};
 use crate::train_config::TrainConfig;
 
@@ -40,6 +40,8 @@ pub struct Side {
     pub network: SideConfig,
     /// What is done to hidden states before they are sent.
     pub noise: TapNoise,
+    /// Who computes the loss.
+    pub loss: LossOn,
     /// How the run goes on.
     pub pace: SidePace,
 }
@@ -87,7 +89,7 @@ impl Method {
     pub(crate) fn backward(&self) -> Backward {
         match self {
             Self::Exact | Self::Lcsb(_) => Backward::Layers,
-            Self::Mezo(_) => Backward::Nothing,
+            Self::Mezo(_) | Self::Side(Side { loss: LossOn::Trainer, .. }) => Backward::Nothing,
             Self::Side(_) => Backward::Head,
         }
     }
@@ -107,8 +109,11 @@ impl fmt::Display for Method {
             }
             Self::Mezo(Mezo { eps, samples: 1 }) => write!(f, "mezo (eps {eps})"),
             Self::Mezo(Mezo { eps, samples }) => write!(f, "mezo (eps {eps}, {samples} samples)"),
-            Self::Side(Side { network, noise, .. }) => {
+            Self::Side(Side { network, noise, loss, .. }) => {
                 write!(f, "side ({network}")?;
+                if *loss == LossOn::Trainer {
+                    f.write_str("; loss on the server")?;
+                }
                 if *noise != TapNoise::NONE {
                     write!(f, "; cut off at {}, noise of {}", noise.clip, noise.sigma)?;
                 }

@@ -180,8 +180,7 @@ pub(crate) fn request(
     if let Method::Side(side) = config.method {
         let (shape, size) = side_of(base, side, config, data)?;
         let (file, evaluates) = (config.spool.is_some(), longest_evaluation > 0);
-        let sizes = (size, side.pace);
-        fixed.extend(SideRun::plan_rows(&shape, sizes, tokens, file, evaluates));
+        fixed.extend(SideRun::plan_rows(&shape, (&side, size), tokens, file, evaluates));
     }
     let permutes = base.info.sites.iter().any(|site| base.info.permutation(*site).is_some());
     let copies = if permutes { 2 } else { 1 };

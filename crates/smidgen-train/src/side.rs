@@ -20,6 +20,7 @@
 //! those are tapped that have a target, or whose next token is wanted.
 
 mod files;
+mod head;
 mod hidden;
 mod identity;
 mod link;
@@ -27,8 +28,9 @@ mod network;
 mod run;
 mod shape;
 
+pub use head::SideHead;
 pub use identity::{DeviceSecret, SessionName};
-pub use link::{LinkError, SampleKey, SideLink, SideSample};
+pub use link::{LinkError, SampleKey, SideLabel, SideLink, SideSample};
 pub(crate) use network::SideForward;
 pub use network::SideNetwork;
 pub use run::{SidePace, SideRun, SideSamples, SideSize};
@@ -39,6 +41,18 @@ use std::fmt;
 use smidgen_kernels::TapFormat;
 
 use crate::error::{Error, Result};
+
+/// Who computes the loss of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LossOn {
+    /// The device, through its own head: what the trainer gets is the gradient of its output.
+    #[default]
+    Device,
+    /// The trainer, which is told the tokens that are to follow and has the model's head; the last
+    /// hidden state is to it what the tap of the last layer holds. Nothing waits for an output: the
+    /// transfer is one-way, as MobiLLM's.
+    Trainer,
+}
 
 /// What kind of side network, and what is read for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

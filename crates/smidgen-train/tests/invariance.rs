@@ -14,7 +14,8 @@ use common::{
     FAMILIES, Model, Run, SMOOTH, all_numbers, bits, golden_model, gradient, loss, norm, numbers,
     repository, sequences, worst_difference,
 };
-use smidgen_graph::{Budget, Factor, Gradients, Paged};
+use smidgen_graph::plan::{FORWARD_ROW_TILE, ROW_TILE};
+use smidgen_graph::{Backward, Budget, Factor, Gradients, Paged};
 use smidgen_kernels::{Kernels, MatRef};
 use smidgen_runtime::{Dropout, KvCache, Numbers, Pass};
 use smidgen_train::step::{StepSettings, step};
@@ -159,11 +160,15 @@ fn bands_of_rows_change_nothing_where_nothing_is_trained() {
         let model = golden_model(family);
         let adapter = model.adapter(&lora(0.0));
         let batch = sequences(model.info.vocabulary, &[600, 50, 301]);
-        let found = [Budget::Unlimited, Budget::Least].map(|budget| {
-            let run = Run { budget, threads: 2, ..model.run(&adapter, 951) };
+        let ways = [
+            (Budget::Unlimited, Backward::Layers, None),
+            (Budget::Least, Backward::Layers, Some(ROW_TILE)),
+            (Budget::Least, Backward::Nothing, Some(FORWARD_ROW_TILE)),
+        ];
+        let found = ways.map(|(budget, backward, tile)| {
+            let run = Run { budget, backward, threads: 2, ..model.run(&adapter, 951) };
             let mut engine = model.engine(&run);
-            let banded = engine.plan().row_tile.is_some();
-            assert_eq!(banded, budget == Budget::Least, "{family}");
+            assert_eq!(engine.plan().row_tile, tile, "{family}");
             let loss = loss(&mut engine, numbers(&adapter), &batch, None).to_bits();
             let mut params = Numbers::from(numbers(&adapter).to_vec());
             let (layers, cols) = (model.info.layers, model.info.key_cols);
@@ -183,7 +188,7 @@ fn bands_of_rows_change_nothing_where_nothing_is_trained() {
             (loss, logits)
         });
         assert_eq!(found[0].1.len(), 341 * model.info.vocabulary);
-        assert!(found[0] == found[1], "{family}");
+        assert!(found[0] == found[1] && found[0] == found[2], "{family}");
     }
 }
 

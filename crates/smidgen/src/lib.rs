@@ -138,9 +138,9 @@ pub use smidgen_train::{Convert, Converted, ConvertedTensor, Format, GgufKind, e
 
 // Side networks.
 pub use smidgen_train::{
-    DeviceSecret, LinkError, SampleKey, SessionName, Side, SideConfig, SideGate, SideLink,
-    SideNetwork, SidePace, SideSample, SideShape, SideStart, SideTensor, TapFormat, TapNoise,
-    Tuning,
+    DeviceSecret, LinkError, LossOn, SampleKey, SessionName, Side, SideConfig, SideGate, SideLabel,
+    SideLink, SideNetwork, SidePace, SideSample, SideShape, SideStart, SideTensor, TapFormat,
+    TapNoise, Tuning,
 };
 
 // The device's way to a server that trains them.

@@ -13,6 +13,10 @@ pub struct ServeArgs {
     /// Keep sessions, taps and the list of tokens in this folder
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
+    /// Compute losses with this GGUF model, for devices that have the same one and say `--loss-on
+    /// server`; of its file only the head's part is read
+    #[arg(short, long, value_name = "FILE.gguf")]
+    pub model: Option<PathBuf>,
     /// Listen here; beyond this machine only with a certificate
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7733")]
     pub listen: SocketAddr,

@@ -33,6 +33,10 @@ pub struct SideArgs {
     /// taps it has; made where the file is missing [default: one for each run, in its folder]
     #[arg(long, value_name = "FILE", requires = "server")]
     pub device_secret: Option<PathBuf>,
+    /// Who computes the loss [default: device]: `server` tells it the tokens that are to follow, so
+    /// nothing waits for its answer; the server has to have the same model (`serve -m`)
+    #[arg(long, value_name = "WHERE", value_enum)]
+    pub loss_on: Option<LossOnName>,
     /// The lowest layer behind which hidden states are sent, from 0 [default: half-way up]
     #[arg(long, value_name = "LAYER")]
     pub first_tap: Option<usize>,
@@ -70,6 +74,15 @@ pub struct SideArgs {
     /// through the layers, as --memory takes it [default: 1GB]
     #[arg(long, value_name = "BYTES")]
     pub keep_hidden: Option<Bytes>,
+}
+
+/// Who computes the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LossOnName {
+    /// This machine: text, tokens and labels stay here
+    Device,
+    /// The server, which is trusted with labels
+    Server,
 }
 
 /// What a run does without its server.

@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use smidgen::{Limits, Server, ServerConfig, ServerTls, Token};
+use smidgen::{Base, Limits, Server, ServerConfig, ServerTls, Token};
 
 use crate::args::{LogForm, ServeArgs};
 use crate::error::{Failure, Result};
@@ -66,6 +67,7 @@ fn config(args: &ServeArgs, list: &Path) -> Result<ServerConfig> {
         metrics: args.metrics,
         workers: args.workers.map_or_else(cores, |n| n as usize),
         connections: args.connections,
+        model: args.model.as_deref().map(Base::open).transpose()?.map(Arc::new),
     })
 }
 

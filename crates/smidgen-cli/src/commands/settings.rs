@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use smidgen::{
-    AdapterStart, Base, Error, InitLoraWeights, LayerOrder, Lcsb, Length, LoraConfig, Method, Mezo,
-    OptimizerConfig, Rates, RemoteLink, Shape, Side, SideConfig, SideGate, SidePace, SpoolFormat,
-    TapFormat, TapNoise, TargetModules, TrainConfig, fits_ahead, plan_ahead,
+    AdapterStart, Base, Error, InitLoraWeights, LayerOrder, Lcsb, Length, LoraConfig, LossOn,
+    Method, Mezo, OptimizerConfig, Rates, RemoteLink, Shape, Side, SideConfig, SideGate, SidePace,
+    SpoolFormat, TapFormat, TapNoise, TargetModules, TrainConfig, fits_ahead, plan_ahead,
 };
 
 use crate::args::{
-    InitLora, LayerOrderName, LoraArgs, MethodArgs, MethodName, OptimizerArgs, OptimizerName,
-    Schedule, SideArgs, SideGateName, SpoolType, TrainArgs,
+    InitLora, LayerOrderName, LoraArgs, LossOnName, MethodArgs, MethodName, OptimizerArgs,
+    OptimizerName, Schedule, SideArgs, SideGateName, SpoolType, TrainArgs,
 };
 use crate::error::{Failure, Result};
 use crate::rates;
@@ -183,6 +183,10 @@ fn side(args: &TrainArgs, base: &Base) -> Result<Side> {
             clip: given.tap_clip.unwrap_or(TapNoise::NONE.clip),
             sigma: given.tap_noise.unwrap_or(TapNoise::NONE.sigma),
         },
+        loss: match given.loss_on {
+            None | Some(LossOnName::Device) => LossOn::Device,
+            Some(LossOnName::Server) => LossOn::Trainer,
+        },
         pace: SidePace {
             window: given.window.unwrap_or(pace.window),
             kept_bytes: given.keep_hidden.map_or(pace.kept_bytes, |bytes| bytes.0),
@@ -200,6 +204,7 @@ pub fn usual_method(name: MethodName, layers: usize) -> Method {
         MethodName::Side => Method::Side(Side {
             network: SideConfig::usual(layers),
             noise: TapNoise::NONE,
+            loss: LossOn::Device,
             pace: SidePace { link_bytes: RemoteLink::HELD_BYTES, ..SidePace::default() },
         }),
     }

@@ -34,6 +34,7 @@ pub fn open(
         fingerprint: start.fingerprint,
         seed: start.seed,
         weight_decay: start.weight_decay,
+        loss: start.loss,
         resume,
     };
     let secret = folder.secret();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::ends::Ends;
-use super::search::{Estimate, Search, Shape, TILINGS};
+use super::search::{Estimate, Search, Shape};
 use super::{Backward, Gradients, LayerPlan, LayerPrograms, Plan, padded};
 use crate::layout::Program;
 use crate::table;
@@ -25,7 +25,7 @@ impl Places {
 impl Search<'_> {
     /// The plan of a shape, which takes what was estimated.
     pub fn build(self, (shape, estimate): &(Shape, Estimate)) -> Plan {
-        let (request, tiling) = (self.request, TILINGS[shape.tile]);
+        let (request, tiling) = (self.request, self.tilings[shape.tile]);
         let depths = self.depths(shape);
         let mut programs = Vec::new();
         let mut made: BTreeMap<(usize, usize), usize> = BTreeMap::new();
@@ -70,9 +70,9 @@ impl Search<'_> {
         let Estimate { peak, seconds, traffic: scratch_traffic } = *estimate;
         let vocabulary = self.ends(shape.tile).vocabulary();
         let hidden = self.model.hidden();
-        let mut ends = self.ends;
-        let at = usize::from(tiling.rows.is_some());
-        let Ends { embedding, head, .. } = ends.swap_remove(at);
+        let mut ends = self.ends.into_iter();
+        let ends = ends.find(|ends| ends.rows.tile == tiling.rows).expect("ends for each tiling");
+        let Ends { embedding, head, .. } = ends;
         let weight_bytes =
             if shape.weights_stay { request.weights.all } else { request.weights.window };
         let mut plan = Plan {

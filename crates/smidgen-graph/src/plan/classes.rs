@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::search::{TILINGS, Tiling};
+use super::search::{Tiling, WIDEST_MLP};
 use super::{Architecture, Backward, LayerPrograms, Request, padded, stem};
 use crate::autodiff::{Differentiated, differentiate};
 use crate::block::{Block, ValueId};
@@ -56,7 +56,7 @@ impl Class {
 
     /// Columns of the widest head of attention.
     pub fn widest_head(self, model: &dyn Architecture, request: &Request) -> usize {
-        let block = self.block(model, request, TILINGS[0].mlp);
+        let block = self.block(model, request, WIDEST_MLP);
         let graph = differentiate(&block, self.input_wanted);
         let heads = graph.forward.iter().map(|step| match step {
             Step::Attention { shape, .. } => shape.head_dim,

@@ -2,7 +2,7 @@
 //! loss.
 
 use super::classes::{program_seconds, unpacking_seconds};
-use super::{Architecture, Backward, Request};
+use super::{Architecture, Backward, HEAD_ROWS, Request};
 use crate::autodiff::differentiate;
 use crate::block::Block;
 use crate::layout::{Pins, Place, Program, Rows, lay_out};
@@ -13,6 +13,8 @@ use crate::table;
 #[derive(Debug)]
 pub(super) struct Ends {
     pub rows: Rows,
+    /// Rows of the head with its gradient.
+    head_rows: Rows,
     pub embedding: (Block, Program),
     pub head: (Block, Program, Program),
 }
@@ -33,9 +35,14 @@ impl Ends {
         let mut pins = Pins { pins: vec![(input, Place::Input, false)], result: None };
         let infer = lay_out(schedule::forward(&graph), &pins, rows);
         pins.result = Some((d_input, Place::Scratch(0)));
-        let in_bands = tile.is_some();
-        let train = lay_out(schedule::backward(&graph, &Kept::new(), in_bands), &pins, rows);
-        Self { rows, embedding, head: (block, train, infer) }
+        // A step that ends there takes what passes the head in pieces.
+        let head_rows = match request.backward {
+            Backward::Head => Rows { all: request.tokens.min(HEAD_ROWS), tile: None },
+            Backward::Nothing | Backward::Layers => rows,
+        };
+        let train = schedule::backward(&graph, &Kept::new(), head_rows.tile.is_some());
+        let train = lay_out(train, &pins, head_rows);
+        Self { rows, head_rows, embedding, head: (block, train, infer) }
     }
 
     /// Bytes of their lists.
@@ -54,6 +61,14 @@ impl Ends {
         self.head.0.weights.iter().map(|w| w.rows).max().unwrap_or(0)
     }
 
+    /// Times that the head's weights are unpacked for a pass.
+    pub fn head_bands(&self, tokens: usize) -> usize {
+        match self.head_rows.tile {
+            Some(_) => self.head_rows.bands(),
+            None => tokens.div_ceil(self.head_rows.all.max(1)),
+        }
+    }
+
     /// Seconds of a pass.
     pub fn seconds(&self, request: &Request) -> f64 {
         let backward = request.backward >= Backward::Head;
@@ -61,8 +76,9 @@ impl Ends {
         let hidden = self.head.0.input.map_or(0, |v| self.head.0.values[v.0 as usize].cols);
         let sweep = request.rates.head(request.tokens, hidden, self.vocabulary(), backward);
         let products = if backward { 2 } else { 1 };
-        let unpacked = (self.rows.bands() - 1) * products * hidden * self.vocabulary();
-        let again = unpacking_seconds(unpacked, &request.rates);
+        let again = self.head_bands(request.tokens) - 1;
+        let again =
+            unpacking_seconds(again * products * hidden * self.vocabulary(), &request.rates);
         program_seconds(&self.embedding.1, request) + program_seconds(head, request) + sweep + again
     }
 }

@@ -35,21 +35,32 @@ impl Tiling {
 /// walks over keys and queries, so that no sum depends on them.
 pub const ROW_TILE: usize = 256;
 
+/// Width of the widest tile of an MLP.
+pub(super) const WIDEST_MLP: usize = 1024;
+
 /// The widest head whose walks of attention take steps that a band is a whole number of.
 const BANDED_HEAD_DIM: usize = 256;
 
-/// From the fastest to the smallest. The last is for more rows than a band's.
-pub(super) const TILINGS: [Tiling; 4] = [
-    Tiling { mlp: 1024, rows: None },
+/// Rows of a smaller band, where no gradient is summed over tokens: whole steps of attention's walks
+/// are all that it is to be.
+pub const FORWARD_ROW_TILE: usize = 128;
+
+/// Rows of a band of a pass through the head alone: its weights are unpacked for each band.
+pub const HEAD_ROWS: usize = 128;
+
+/// From the fastest to the smallest. Those in bands are for more rows than a band's.
+const TILINGS: [Tiling; 5] = [
+    Tiling { mlp: WIDEST_MLP, rows: None },
     Tiling { mlp: 512, rows: None },
-    Tiling { mlp: 256, rows: None },
-    Tiling { mlp: 256, rows: Some(ROW_TILE) },
+    Tiling { mlp: GRAIN, rows: None },
+    Tiling { mlp: GRAIN, rows: Some(ROW_TILE) },
+    Tiling { mlp: GRAIN, rows: Some(FORWARD_ROW_TILE) },
 ];
 
 /// One way to run a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// Index into [`TILINGS`].
+    /// Index into [`Search::tilings`].
     pub tile: usize,
     /// Entries of the sorted order that are kept, among layers whose values stay in memory.
     pub kept: usize,
@@ -84,6 +95,8 @@ pub(super) struct Search<'a> {
     pub class_of: Vec<usize>,
     classes: Vec<Class>,
     choices: Vec<Vec<Choice>>,
+    /// Those that this request is planned with.
+    pub tilings: Vec<Tiling>,
     /// By tile, class and depth; with a layer's output in a place of its own, and in its input's.
     measures: Vec<Vec<Vec<[Measure; 2]>>>,
     /// The sorted order: each entry is one more choice of a layer.
@@ -92,7 +105,7 @@ pub(super) struct Search<'a> {
     params: [usize; 2],
     /// Words of the optimiser's states of all layers, and of the largest.
     state_words: [usize; 2],
-    /// With all rows at once and, where bands of rows are looked at, in those.
+    /// For each kind of bands in `tilings`.
     pub ends: Vec<Ends>,
 }
 
@@ -128,12 +141,21 @@ impl<'a> Search<'a> {
         }
         // What is worth keeping is the same for every tile; few tiles are looked at fastest.
         let choices: Vec<Vec<Choice>> =
-            classes.iter().map(|c| c.choices(model, request, TILINGS[0].mlp)).collect();
-        let bands = request.tokens > ROW_TILE
-            && classes.iter().all(|c| c.widest_head(model, request) <= BANDED_HEAD_DIM);
-        let banded = bands.then_some(ROW_TILE).map(Some);
-        let ends =
-            [None].into_iter().chain(banded).map(|rows| Ends::new(model, request, rows)).collect();
+            classes.iter().map(|c| c.choices(model, request, WIDEST_MLP)).collect();
+        let narrow = || classes.iter().all(|c| c.widest_head(model, request) <= BANDED_HEAD_DIM);
+        let sums_over_tokens = request.backward == Backward::Layers;
+        let tilings = TILINGS.into_iter().filter(|tiling| match tiling.rows {
+            None => true,
+            Some(rows) if rows < ROW_TILE && sums_over_tokens => false,
+            Some(rows) => request.tokens > rows && narrow(),
+        });
+        let tilings: Vec<Tiling> = tilings.collect();
+        let ends = tilings.iter().fold(Vec::new(), |mut ends: Vec<Ends>, tiling| {
+            if ends.iter().all(|ends| ends.rows.tile != tiling.rows) {
+                ends.push(Ends::new(model, request, tiling.rows));
+            }
+            ends
+        });
         let order = Vec::new();
         let (measures, params, state_words) = (Vec::new(), [0; 2], [0; 2]);
         let mut search = Self {
@@ -142,14 +164,14 @@ impl<'a> Search<'a> {
             class_of,
             classes,
             choices,
+            tilings,
             measures,
             order,
             params,
             state_words,
             ends,
         };
-        let tilings = TILINGS.len() - usize::from(!bands);
-        search.measures = (0..tilings)
+        search.measures = (0..search.tilings.len())
             .map(|tile| (0..search.classes.len()).map(|c| search.measure(tile, c)).collect())
             .collect();
         search.order = search.sorted();
@@ -165,12 +187,13 @@ impl<'a> Search<'a> {
 
     fn variant(&self, tile: usize, class: usize) -> Variant<'_> {
         let choices = &self.choices[class];
-        Variant::new(self.classes[class], self.model, self.request, TILINGS[tile], choices)
+        Variant::new(self.classes[class], self.model, self.request, self.tilings[tile], choices)
     }
 
     /// The model's ends as a tiling works on them.
     pub fn ends(&self, tile: usize) -> &Ends {
-        &self.ends[usize::from(TILINGS[tile].rows.is_some())]
+        let rows = self.tilings[tile].rows;
+        self.ends.iter().find(|ends| ends.rows.tile == rows).expect("ends for each tiling")
     }
 
     fn measure(&self, tile: usize, class: usize) -> Vec<[Measure; 2]> {
@@ -285,7 +308,7 @@ impl<'a> Search<'a> {
     fn visit(&self, f: &mut dyn FnMut(&Shape, &Estimate)) {
         let trained = self.trained().len();
         let deepest = self.choices.iter().map(Vec::len).max().unwrap_or(0);
-        for (tile, tiling) in TILINGS.iter().enumerate().take(self.measures.len()) {
+        for (tile, tiling) in self.tilings.iter().enumerate() {
             let most_spooled = match tiling.may_be_in_place() {
                 _ if !self.request.spool => 0,
                 true => trained,
@@ -478,7 +501,8 @@ impl<'a> Search<'a> {
             Backward::Layers => 1.0 + walked_back * (1.0 + again),
             Backward::Nothing | Backward::Head => 1.0,
         };
-        let head = self.ends(shape.tile).rows.bands() as f64 * weights.head as f64;
+        let head =
+            self.ends(shape.tile).head_bands(self.request.tokens) as f64 * weights.head as f64;
         *passes as f64 * (walks * layers + head) / rates.weights
     }
 

@@ -51,6 +51,9 @@ pub struct OpenRequest {
     /// The session is there already. Without it, a session that has confirmed steps is refused.
     #[prost(bool, tag = "7")]
     pub resume: bool,
+    /// Who computes the loss.
+    #[prost(enumeration = "Loss", tag = "8")]
+    pub loss: i32,
 }
 /// What the server allows a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -64,7 +67,7 @@ pub struct Limits {
     /// Steps begun and not confirmed.
     #[prost(uint64, tag = "3")]
     pub steps: u64,
-    /// Bytes of taps of steps begun and not confirmed.
+    /// Bytes of taps and labels of steps begun and not confirmed.
     #[prost(uint64, tag = "4")]
     pub tap_bytes: u64,
 }
@@ -81,7 +84,7 @@ pub struct OpenReply {
 /// From the device while it trains.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromDevice {
-    #[prost(oneof = "from_device::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "from_device::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub message: ::core::option::Option<from_device::Message>,
 }
 /// Nested message and enum types in `FromDevice`.
@@ -97,15 +100,18 @@ pub mod from_device {
         /// Taps of the step's wanted samples, in order.
         #[prost(message, tag = "3")]
         Taps(super::Taps),
-        /// The device is ready for an output.
+        /// The device is ready for an output. With LOSS_ON_DEVICE.
         #[prost(message, tag = "4")]
         Ask(super::Ask),
-        /// Gradients of the step's outputs, in order.
+        /// Gradients of the step's outputs, in order. With LOSS_ON_DEVICE.
         #[prost(message, tag = "5")]
         Gradient(super::Gradient),
         /// A step's last message.
         #[prost(message, tag = "6")]
         Update(super::Update),
+        /// Labels of the step's samples, in order. With LOSS_ON_SERVER.
+        #[prost(message, tag = "7")]
+        Labels(super::Labels),
     }
 }
 /// Goes on with an open session.
@@ -179,6 +185,28 @@ pub struct Gradient {
     #[prost(bytes = "vec", tag = "4")]
     pub bytes: ::prost::alloc::vec::Vec<u8>,
 }
+/// What the loss of a sample is computed from, beside the taps of its last layer. Samples in order; it
+/// may come before the sample's taps or after them. The last hidden state of a row is taken to be its
+/// tap times rms, and the loss to be the mean over the step's targets.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Labels {
+    /// The step.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// The sample's place.
+    #[prost(uint32, tag = "2")]
+    pub place: u32,
+    /// How many bytes of the sample came before.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    /// For each row the token that is to follow (u32) and the root mean square of the last hidden state
+    /// (f32); 8 to 262,144 bytes, a multiple of 8.
+    #[prost(bytes = "vec", tag = "4")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
+    /// c: what the network's output is multiplied by. The same in all messages of a sample.
+    #[prost(float, tag = "5")]
+    pub scale: f32,
+}
 /// Ends a step: the network moves by its gradients. Behind an Attach it may also be said of the step
 /// that was confirmed last, to be sure that it is the same step.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -190,19 +218,19 @@ pub struct Update {
     #[prost(double, tag = "2")]
     pub rate: f64,
     /// SHA-256 over the step (u64), key and rows (u32) of each sample, the bytes of all gradients in
-    /// order, and the rate (f64).
+    /// order, or scale (f32) and bytes of each sample's labels in order, and the rate (f64).
     #[prost(bytes = "vec", tag = "3")]
     pub hash: ::prost::alloc::vec::Vec<u8>,
 }
 /// From the server while it trains.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromServer {
     #[prost(oneof = "from_server::Message", tags = "1, 2, 3")]
     pub message: ::core::option::Option<from_server::Message>,
 }
 /// Nested message and enum types in `FromServer`.
 pub mod from_server {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Message {
         /// Answers Begin.
         #[prost(message, tag = "1")]
@@ -242,11 +270,14 @@ pub struct Output {
     pub bytes: ::prost::alloc::vec::Vec<u8>,
 }
 /// This step and all before are done and survive the server's end, however it comes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Confirmed {
     /// Its number; 0 where there is none.
     #[prost(uint64, tag = "1")]
     pub step: u64,
+    /// Sum of the losses over that step's targets, before its update, in nats. With LOSS_ON_SERVER.
+    #[prost(double, optional, tag = "2")]
+    pub loss: ::core::option::Option<f64>,
 }
 /// From the device: asks for the network.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -310,6 +341,35 @@ impl Gate {
             "GATE_UNSPECIFIED" => Some(Self::Unspecified),
             "GATE_SUM" => Some(Self::Sum),
             "GATE_LADDER" => Some(Self::Ladder),
+            _ => None,
+        }
+    }
+}
+/// Who computes the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Loss {
+    /// The device.
+    OnDevice = 0,
+    /// The server, which has the model of the session's fingerprint.
+    OnServer = 1,
+}
+impl Loss {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::OnDevice => "LOSS_ON_DEVICE",
+            Self::OnServer => "LOSS_ON_SERVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOSS_ON_DEVICE" => Some(Self::OnDevice),
+            "LOSS_ON_SERVER" => Some(Self::OnServer),
             _ => None,
         }
     }

@@ -52,12 +52,18 @@ pub(super) enum Work {
     Forward,
     /// A sample's gradient.
     Backward,
+    /// Both, with the loss in between.
+    Learn,
     /// A step's update, with its way to the disk.
     Commit,
 }
 
-const WORK: [(Work, &str); 3] =
-    [(Work::Forward, "forward"), (Work::Backward, "backward"), (Work::Commit, "commit")];
+const WORK: [(Work, &str); 4] = [
+    (Work::Forward, "forward"),
+    (Work::Backward, "backward"),
+    (Work::Learn, "learn"),
+    (Work::Commit, "commit"),
+];
 /// gRPC's codes are 0 to 16.
 const CODES: usize = 17;
 

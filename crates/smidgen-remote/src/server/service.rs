@@ -14,7 +14,7 @@ use super::store::{Created, SessionId, Stored};
 use crate::proto::from_device::Message as Said;
 use crate::proto::side_tuning_server::SideTuning;
 use crate::proto::{
-    Attach, CloseReply, CloseRequest, FromDevice, FromServer, NetworkPart, NetworkRequest,
+    Attach, CloseReply, CloseRequest, FromDevice, FromServer, Loss, NetworkPart, NetworkRequest,
     OpenReply, OpenRequest, PART_BYTES, VERSION, to_bytes,
 };
 
@@ -96,6 +96,10 @@ impl Service {
             let what = format!("a weight decay of {}: it lies in 0 to 1", open.weight_decay);
             return Err(Status::invalid_argument(what));
         }
+        if Loss::try_from(open.loss).is_err() {
+            return Err(Status::invalid_argument("loss is none of this protocol's"));
+        }
+        self.0.check_loss(&open)?;
         let resume = open.resume;
         let session = Stored { owner, open: OpenRequest { resume: false, ..open } };
         let (store, limits) = (Arc::clone(&self.0.store), self.0.limits);

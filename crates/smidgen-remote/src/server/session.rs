@@ -9,18 +9,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tonic::{Code, Status, Streaming};
 
-use smidgen_train::{SideNetwork, SideShape};
+use smidgen_train::{LossOn, SampleKey, SideNetwork, SideShape};
 
 use super::Shared;
-use super::cache::NameSpace;
+use super::cache::{NameSpace, Pinned};
 use super::metrics::Work;
 use super::shape::shape_of;
-use super::step::{Job, Steps};
+use super::step::{Job, Source, Steps};
 use super::store::{SessionId, Stored};
 use crate::error::Error;
 use crate::proto::from_device::Message as Said;
 use crate::proto::{
-    Confirmed, FromDevice, FromServer, Hash, Wanted, from_server::Message as Answer, to_bytes,
+    Confirmed, FromDevice, FromServer, Hash, Loss, Wanted, from_server::Message as Answer, to_bytes,
 };
 use crate::trainer::SideTrainer;
 
@@ -92,8 +92,9 @@ pub(super) struct Stream {
     names: NameSpace,
     place: Place,
     steps: Steps,
-    /// Of the confirmed step.
+    /// Of the confirmed step, and the sum of its losses if they are computed here.
     hash: Hash,
+    loss: Option<f64>,
     /// None while a worker has it.
     trainer: Option<Box<SideTrainer>>,
     answers: VecDeque<FromServer>,
@@ -105,7 +106,8 @@ pub(super) struct Stream {
 enum Done {
     Output(Vec<u8>),
     Added,
-    Confirmed(Hash),
+    Learned(f64),
+    Confirmed(Hash, Option<f64>),
 }
 
 type Worker = JoinHandle<Result<(Box<SideTrainer>, Done), Status>>;
@@ -120,6 +122,12 @@ impl Stream {
     ) -> Result<Self, Status> {
         let open = &stored.open;
         let settings = open.settings.as_ref().ok_or_else(|| Status::internal("no settings"))?;
+        let loss_on = match open.loss() {
+            Loss::OnDevice => LossOn::Device,
+            Loss::OnServer => LossOn::Trainer,
+        };
+        // The server may have been started anew without its model.
+        shared.check_loss(open)?;
         let shape =
             shape_of(settings, shared.limits.parameters).map_err(Status::resource_exhausted)?;
         let names = NameSpace::new(&stored.owner, &open.fingerprint, &shape);
@@ -127,7 +135,7 @@ impl Stream {
         let (store, of_shape) = (Arc::clone(&shared.store), shape.clone());
         let device = shared.device.clone();
         let load = shared.blocking(move || {
-            let (confirmed, hash) = store.confirmed(id).map_err(internal)?;
+            let (confirmed, hash, loss) = store.confirmed(id).map_err(internal)?;
             let trainer = match store.state(id).map_err(internal)? {
                 Some(state) => SideTrainer::resume(of_shape, decay, &state, device),
                 None => {
@@ -136,18 +144,19 @@ impl Stream {
                 }
             };
             let trainer = trainer.map_err(status)?;
-            Ok((confirmed, hash, Box::new(trainer)))
+            Ok((confirmed, hash, loss, Box::new(trainer)))
         });
-        let (confirmed, hash, trainer) = load.await?;
-        let first = Answer::Confirmed(Confirmed { step: confirmed });
+        let (confirmed, hash, loss, trainer) = load.await?;
+        let first = Answer::Confirmed(Confirmed { step: confirmed, loss });
         Ok(Self {
             shared: Arc::clone(shared),
             id,
             shape,
             names,
             place,
-            steps: Steps::new(confirmed, shared.limits),
+            steps: Steps::new(confirmed, shared.limits, loss_on),
             hash,
+            loss,
             trainer: Some(trainer),
             answers: [FromServer { message: Some(first) }].into(),
             unread: 1,
@@ -166,7 +175,7 @@ impl Stream {
         let end = self.work(&mut messages, &answers, &mut worker).await;
         if let Some(worker) = worker {
             // The session's next stream begins behind what this one did.
-            if let Ok(Ok((_, Done::Confirmed(_)))) = worker.await {
+            if let Ok(Ok((_, Done::Confirmed(..)))) = worker.await {
                 shared.metrics.steps.add(1);
             }
         }
@@ -249,9 +258,11 @@ impl Stream {
             Said::Taps(taps) => self.steps.taps(&taps, &self.shape),
             Said::Ask(ask) => self.steps.ask(&ask),
             Said::Gradient(gradient) => self.steps.gradient(&gradient, &self.shape),
+            Said::Labels(labels) => self.steps.labels(&labels),
             Said::Update(update) => {
                 if self.steps.update(&update, &self.hash)? {
-                    self.answer(Answer::Confirmed(Confirmed { step: update.step }));
+                    let confirmed = Confirmed { step: update.step, loss: self.loss };
+                    self.answer(Answer::Confirmed(confirmed));
                 }
                 Ok(())
             }
@@ -295,12 +306,13 @@ impl Stream {
         match done {
             Done::Output(output) => self.steps.computed(output),
             Done::Added => {}
-            Done::Confirmed(hash) => {
-                self.hash = hash;
+            Done::Learned(loss) => self.steps.learned(loss),
+            Done::Confirmed(hash, loss) => {
+                (self.hash, self.loss) = (hash, loss);
                 self.steps.confirm();
                 self.shared.metrics.steps.add(1);
                 let step = self.steps.confirmed();
-                self.answer(Answer::Confirmed(Confirmed { step }));
+                self.answer(Answer::Confirmed(Confirmed { step, loss }));
             }
         }
         Ok(())
@@ -312,6 +324,7 @@ impl Job {
         match self {
             Self::Forward { .. } | Self::Again { .. } => Work::Forward,
             Self::Backward { .. } => Work::Backward,
+            Self::Learn { .. } => Work::Learn,
             Self::Commit { .. } => Work::Commit,
         }
     }
@@ -326,34 +339,60 @@ impl Job {
         match self {
             Self::Forward { place, key, rows, taps } => {
                 let output = trainer.forward(place as u64, rows, &taps).map_err(status)?;
-                if let Err(error) = shared.cache.put(names.entry(&key), &taps) {
-                    tracing::warn!(%error, "taps can't be cached");
-                }
+                keep(shared, names, &key, &taps);
                 Ok(Done::Output(to_bytes(&output)))
             }
             Self::Again { place, rows, taps } => {
-                let Some(taps) = taps.read() else {
-                    tracing::warn!("cached taps were damaged or gone");
-                    return Err(Status::aborted("cached taps were lost: begin again"));
-                };
+                let taps = cached(&taps)?;
                 let output = trainer.forward(place as u64, rows, &taps).map_err(status)?;
                 Ok(Done::Output(to_bytes(&output)))
+            }
+            Self::Learn { place, key, taps, labels, factors } => {
+                let (taps, is_new) = match taps {
+                    Source::Sent(taps) => (taps, true),
+                    Source::Cached(taps) => (cached(&taps)?, false),
+                    Source::Used => return Err(Status::internal("taps are used once")),
+                };
+                let mut head = shared.head()?;
+                let sample = (place as u64, taps.as_slice());
+                let learned = trainer.learn(&mut head, sample, &labels, factors);
+                shared.give_back(head);
+                let loss = learned.map_err(status)?;
+                if is_new {
+                    keep(shared, names, &key, &taps);
+                }
+                Ok(Done::Learned(loss))
             }
             Self::Backward { place, gradient } => {
                 trainer.backward(place as u64, &gradient).map_err(status)?;
                 Ok(Done::Added)
             }
-            Self::Commit { step, rate, hash } => {
+            Self::Commit { step, rate, hash, loss } => {
                 trainer.update(rate).map_err(status)?;
                 let state = trainer.state().map_err(status)?;
                 if state.steps != step {
                     return Err(Status::internal("a trainer lost count of its steps"));
                 }
-                shared.store.commit(id, hash, &state).map_err(internal)?;
-                Ok(Done::Confirmed(hash))
+                shared.store.commit(id, (hash, loss), &state).map_err(internal)?;
+                Ok(Done::Confirmed(hash, loss))
             }
         }
     }
+}
+
+/// Keeps taps that were sent.
+fn keep(shared: &Shared, names: &NameSpace, key: &SampleKey, taps: &[u8]) {
+    if let Err(error) = shared.cache.put(names.entry(key), taps) {
+        tracing::warn!(%error, "taps can't be cached");
+    }
+}
+
+/// Taps that were sent before.
+fn cached(taps: &Pinned) -> Result<Vec<u8>, Status> {
+    taps.read().ok_or_else(|| {
+        tracing::warn!("cached taps were damaged or gone");
+        Status::aborted("cached taps were lost: begin again")
+    })
 }
 
 /// A message; None where the device has left, be it without a word.
@@ -375,9 +414,11 @@ pub(super) fn read(message: Result<Option<FromDevice>, Status>) -> Result<Option
 fn status(error: Error) -> Status {
     match error {
         Error::Tensor(_) => internal(error),
-        Error::Size { .. } | Error::NoOutput { .. } | Error::NotFinite { .. } => {
-            Status::invalid_argument(error.to_string())
-        }
+        Error::Size { .. }
+        | Error::NoOutput { .. }
+        | Error::NotFinite { .. }
+        | Error::NoHead
+        | Error::Loss(_) => Status::invalid_argument(error.to_string()),
     }
 }
 

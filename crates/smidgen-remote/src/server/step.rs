@@ -3,15 +3,15 @@
 
 use std::collections::VecDeque;
 
-use smidgen_train::{SampleKey, SideShape};
+use smidgen_train::{LossOn, SampleKey, SideLabel, SideShape};
 use tonic::Status;
 
 use super::cache::Pinned;
 use super::limits::Limits;
 use super::shape::tap_bytes;
 use crate::proto::{
-    Ask, Begin, Gradient, Hash, Output, PART_BYTES, PART_BYTES_MAX, StepHash, Taps, Update,
-    read_numbers,
+    Ask, Begin, Gradient, Hash, LABEL_BYTES, Labels, Output, PART_BYTES, PART_BYTES_MAX, StepHash,
+    Taps, Update, read_labels, read_numbers,
 };
 
 /// Outputs that are computed before the gradient of the first of them came.
@@ -22,9 +22,10 @@ const AHEAD: usize = 2;
 pub(super) struct Steps {
     confirmed: u64,
     steps: VecDeque<Step>,
-    /// Taps of these steps that came and wait, or are yet to come.
+    /// Taps and labels of these steps that came and wait, or are yet to come.
     tap_bytes: u64,
     limits: Limits,
+    loss: LossOn,
 }
 
 #[derive(Debug)]
@@ -42,8 +43,14 @@ struct Step {
     gradient: Vec<u8>,
     /// Gradients that wait for a worker, from place `differentiated` on.
     gradients: VecDeque<Vec<f32>>,
-    /// Places whose gradient was handed to a worker.
+    /// Places whose gradient, or whose labels, were handed to a worker.
     differentiated: usize,
+    /// Of the labels of place `differentiated` + `labels`.
+    label: Vec<u8>,
+    /// c and labels that wait for a worker, from place `differentiated` on.
+    labels: VecDeque<(f32, Vec<SideLabel>)>,
+    /// Sum of the losses of those that were learned from.
+    loss: f64,
     update: Option<(f64, Hash)>,
 }
 
@@ -55,8 +62,9 @@ pub(super) struct Sample {
     taps: Source,
 }
 
+/// Where a sample's taps are.
 #[derive(Debug)]
-enum Source {
+pub(super) enum Source {
     /// So far.
     Sent(Vec<u8>),
     Cached(Pinned),
@@ -72,13 +80,34 @@ pub(super) enum Job {
     Again { place: usize, rows: usize, taps: Pinned },
     /// Add a gradient.
     Backward { place: usize, gradient: Vec<f32> },
-    /// End the step.
-    Commit { step: u64, rate: f64, hash: Hash },
+    /// All of it for a sample whose labels are told.
+    Learn {
+        place: usize,
+        key: SampleKey,
+        taps: Source,
+        labels: Vec<SideLabel>,
+        factors: (f32, f32),
+    },
+    /// End the step, whose losses are computed here or not.
+    Commit { step: u64, rate: f64, hash: Hash, loss: Option<f64> },
 }
 
 impl Steps {
-    pub fn new(confirmed: u64, limits: Limits) -> Self {
-        Self { confirmed, steps: VecDeque::new(), tap_bytes: 0, limits }
+    pub fn new(confirmed: u64, limits: Limits, loss: LossOn) -> Self {
+        Self { confirmed, steps: VecDeque::new(), tap_bytes: 0, limits, loss }
+    }
+
+    /// Refuses what belongs to the other way of computing the loss.
+    fn expect(&self, loss: LossOn, what: &str) -> Result<(), Status> {
+        match (self.loss == loss, loss) {
+            (true, _) => Ok(()),
+            (_, LossOn::Device) => {
+                Err(Status::invalid_argument(format!("{what} with the loss on the server")))
+            }
+            (_, LossOn::Trainer) => {
+                Err(Status::invalid_argument(format!("{what} with the loss on the device")))
+            }
+        }
     }
 
     pub fn confirmed(&self) -> u64 {
@@ -131,6 +160,7 @@ impl Steps {
             hash.sample(&key, sample.rows);
             let rows = sample.rows as usize;
             let bytes = tap_bytes(shape, rows);
+            wanted = wanted.saturating_add(self.label_bytes(rows));
             let taps = match cached(&key, bytes) {
                 Some(pinned) => Source::Cached(pinned),
                 None => {
@@ -144,7 +174,8 @@ impl Steps {
         // A wait for room could be for ever: the device reads outputs once all its steps have begun.
         let all = self.tap_bytes.saturating_add(wanted);
         if all > self.limits.tap_bytes {
-            return too_much(format!("{all} bytes of taps under way"), self.limits.tap_bytes);
+            let what = format!("{all} bytes of taps and labels under way");
+            return too_much(what, self.limits.tap_bytes);
         }
         self.tap_bytes = all;
         self.steps.push_back(Step {
@@ -158,9 +189,20 @@ impl Steps {
             gradient: Vec::new(),
             gradients: VecDeque::new(),
             differentiated: 0,
+            label: Vec::new(),
+            labels: VecDeque::new(),
+            loss: 0.0,
             update: None,
         });
         Ok(bits)
+    }
+
+    /// Bytes of a sample's labels, if there are any.
+    fn label_bytes(&self, rows: usize) -> u64 {
+        match self.loss {
+            LossOn::Device => 0,
+            LossOn::Trainer => (rows as u64).saturating_mul(LABEL_BYTES as u64),
+        }
     }
 
     pub fn taps(&mut self, taps: &Taps, shape: &SideShape) -> Result<(), Status> {
@@ -177,6 +219,7 @@ impl Steps {
 
     /// The device will read an output.
     pub fn ask(&mut self, ask: &Ask) -> Result<(), Status> {
+        self.expect(LossOn::Device, "an output is asked for")?;
         let earlier = self.steps.iter().take_while(|step| step.number < ask.step);
         let is_early = earlier.into_iter().any(|step| step.asked < step.samples.len());
         let step = self.find(ask.step)?;
@@ -194,6 +237,7 @@ impl Steps {
     }
 
     pub fn gradient(&mut self, gradient: &Gradient, shape: &SideShape) -> Result<(), Status> {
+        self.expect(LossOn::Device, "a gradient")?;
         let step = self.find(gradient.step)?;
         let next = step.differentiated + step.gradients.len();
         if gradient.place as usize != next || next >= step.sent {
@@ -205,12 +249,43 @@ impl Steps {
         let numbers = step.samples[next].rows.saturating_mul(shape.hidden());
         let due = 4 * numbers as u64;
         append(&mut step.gradient, gradient.offset, &gradient.bytes, due, "a gradient")?;
-        step.hash.gradient(&gradient.bytes);
+        step.hash.bytes(&gradient.bytes);
         if step.gradient.len() as u64 == due {
             let mut whole = vec![0.0; numbers];
             read_numbers(&step.gradient, &mut whole);
             step.gradient = Vec::new();
             step.gradients.push_back(whole);
+        }
+        Ok(())
+    }
+
+    pub fn labels(&mut self, labels: &Labels) -> Result<(), Status> {
+        self.expect(LossOn::Trainer, "labels")?;
+        let step = self.find(labels.step)?;
+        let next = step.differentiated + step.labels.len();
+        if labels.place as usize != next || next >= step.samples.len() {
+            return Err(Status::invalid_argument(format!(
+                "labels of place {} of step {}, which has {} and where place {next} is due",
+                labels.place,
+                labels.step,
+                step.samples.len()
+            )));
+        }
+        if !labels.scale.is_finite() || labels.bytes.len() % LABEL_BYTES != 0 {
+            return Err(Status::invalid_argument(format!(
+                "{} bytes of labels, a label having {LABEL_BYTES}, and a scale of {}",
+                labels.bytes.len(),
+                labels.scale
+            )));
+        }
+        let due = (step.samples[next].rows as u64).saturating_mul(LABEL_BYTES as u64);
+        append(&mut step.label, labels.offset, &labels.bytes, due, "labels")?;
+        if labels.offset == 0 {
+            step.hash.scale(labels.scale);
+        }
+        step.hash.bytes(&labels.bytes);
+        if step.label.len() as u64 == due {
+            step.labels.push_back((labels.scale, read_labels(&std::mem::take(&mut step.label))));
         }
         Ok(())
     }
@@ -234,10 +309,10 @@ impl Steps {
             return Err(Status::invalid_argument(format!("a learning rate of {rate}")));
         }
         let step = self.find(number)?;
-        let given = step.differentiated + step.gradients.len();
+        let given = step.differentiated + step.gradients.len() + step.labels.len();
         if given < step.samples.len() || step.update.is_some() {
             return Err(Status::invalid_argument(format!(
-                "an update of step {number} after {given} of {} gradients",
+                "an update of step {number} after {given} of {} gradients or labels",
                 step.samples.len()
             )));
         }
@@ -252,6 +327,11 @@ impl Steps {
 
     /// What a worker can do now, which is then taken to be done.
     pub fn next_job(&mut self, shape: &SideShape) -> Option<Job> {
+        let (loss, of_labels) = (self.loss, |rows| self.label_bytes(rows));
+        let labels_of_next = self
+            .steps
+            .front()
+            .and_then(|step| Some(of_labels(step.samples.get(step.forwarded)?.rows)));
         let step = self.steps.front_mut()?;
         if let Some(gradient) = step.gradients.pop_front() {
             step.differentiated += 1;
@@ -259,26 +339,44 @@ impl Steps {
         }
         if let (Some((rate, hash)), true) = (step.update, step.differentiated == step.samples.len())
         {
-            return Some(Job::Commit { step: step.number, rate, hash });
+            let loss = (loss == LossOn::Trainer).then_some(step.loss);
+            return Some(Job::Commit { step: step.number, rate, hash, loss });
         }
         let place = step.forwarded;
-        if place >= step.differentiated + AHEAD {
+        let is_due = match loss {
+            LossOn::Device => place < step.differentiated + AHEAD,
+            LossOn::Trainer => !step.labels.is_empty(),
+        };
+        if !is_due {
             return None;
         }
+        let targets: usize = step.samples.iter().map(|sample| sample.rows).sum();
         let sample = step.samples.get_mut(place)?;
         let (key, rows) = (sample.key, sample.rows);
         let due = tap_bytes(shape, rows);
+        let is_sent = matches!(&sample.taps, Source::Sent(_));
         if matches!(&sample.taps, Source::Sent(held) if (held.len() as u64) < due) {
             return None;
         }
         step.forwarded += 1;
-        match std::mem::replace(&mut sample.taps, Source::Used) {
-            Source::Sent(taps) => {
-                self.tap_bytes -= due;
-                Some(Job::Forward { place, key, rows, taps })
-            }
+        let taps = std::mem::replace(&mut sample.taps, Source::Used);
+        self.tap_bytes -= if is_sent { due } else { 0 } + labels_of_next.unwrap_or(0);
+        if let Some((scale, labels)) = step.labels.pop_front() {
+            step.differentiated += 1;
+            let factors = (scale, 1.0 / targets.max(1) as f32);
+            return Some(Job::Learn { place, key, taps, labels, factors });
+        }
+        match taps {
+            Source::Sent(taps) => Some(Job::Forward { place, key, rows, taps }),
             Source::Cached(taps) => Some(Job::Again { place, rows, taps }),
             Source::Used => None,
+        }
+    }
+
+    /// A sample of the step at work was learned from.
+    pub fn learned(&mut self, loss: f64) {
+        if let Some(step) = self.steps.front_mut() {
+            step.loss += loss;
         }
     }
 

@@ -18,8 +18,9 @@ type Numbers = TableDefinition<'static, SessionId, &'static [u8]>;
 
 /// What a session was opened with, a [`Stored`].
 const SESSIONS: TableDefinition<'_, SessionId, &[u8]> = TableDefinition::new("sessions");
-/// The last confirmed step and its hash.
-const STEPS: TableDefinition<'_, SessionId, (u64, Hash)> = TableDefinition::new("steps");
+/// The last confirmed step, its hash, and the sum of its losses if they are computed here.
+type Step = (u64, Hash, Option<f64>);
+const STEPS: TableDefinition<'_, SessionId, Step> = TableDefinition::new("steps");
 /// The network, AdamW's means and its squares after that step, f32.
 const NUMBERS: Numbers = TableDefinition::new("numbers");
 const MEANS: Numbers = TableDefinition::new("means");
@@ -81,8 +82,8 @@ impl Store {
         })
     }
 
-    /// The last confirmed step, 0 where there is none, and its hash.
-    pub fn confirmed(&self, id: SessionId) -> Result<(u64, Hash)> {
+    /// The last confirmed step, 0 where there is none, its hash, and the sum of its losses.
+    pub fn confirmed(&self, id: SessionId) -> Result<Step> {
         let transaction = self.0.begin_read()?;
         let steps = transaction.open_table(STEPS)?;
         Ok(steps.get(id)?.map_or_else(Default::default, |step| step.value()))
@@ -144,9 +145,14 @@ impl Store {
     }
 
     /// Holds what a session goes on from. When this returns, it is on the disk.
-    pub fn commit(&self, id: SessionId, hash: Hash, state: &TrainerState) -> Result<()> {
+    pub fn commit(
+        &self,
+        id: SessionId,
+        (hash, loss): (Hash, Option<f64>),
+        state: &TrainerState,
+    ) -> Result<()> {
         let transaction = self.0.begin_write()?;
-        transaction.open_table(STEPS)?.insert(id, (state.steps, hash))?;
+        transaction.open_table(STEPS)?.insert(id, (state.steps, hash, loss))?;
         for (table, numbers) in
             [(NUMBERS, &state.numbers), (MEANS, &state.means), (SQUARES, &state.squares)]
         {

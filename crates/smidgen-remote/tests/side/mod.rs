@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use smidgen_runtime::{Engine, Pass};
 use smidgen_train::step::StepSettings;
 use smidgen_train::{
-    DeviceSecret, Result, Sequence, SideLink, SidePace, SideRun, SideSamples, SideShape, SideSize,
-    TapNoise,
+    DeviceSecret, LossOn, Result, Sequence, Side, SideLink, SidePace, SideRun, SideSamples,
+    SideShape, SideSize, TapNoise,
 };
 
 /// Rows of the longest sequence.
@@ -33,28 +33,30 @@ impl SideSamples for Batches<'_> {
     }
 }
 
-/// A run that takes so many steps ahead; with a folder, hidden states are kept there.
+/// A run that takes so many steps ahead; with a folder, what waits is kept there.
 pub fn run(
     shape: &SideShape,
     link: impl SideLink + 'static,
+    loss: LossOn,
     window: usize,
     folder: Option<&Path>,
 ) -> SideRun {
-    run_boxed(shape, Box::new(link), window, folder)
+    run_boxed(shape, Box::new(link), loss, window, folder)
 }
 
 /// The same with a link of any kind.
 pub fn run_boxed(
     shape: &SideShape,
     link: Box<dyn SideLink>,
+    loss: LossOn,
     window: usize,
     folder: Option<&Path>,
 ) -> SideRun {
     let size = SideSize { tokens: TOKENS, step_tokens: BATCH * TOKENS, samples: 8 * BATCH };
     let pace = SidePace { window, ..SidePace::default() };
-    let secret = DeviceSecret([7; 32]);
-    SideRun::new(shape.clone(), link, (secret, 5), TapNoise::NONE, (size, pace), folder)
-        .expect("a run")
+    let side = Side { network: *shape.config(), noise: TapNoise::NONE, loss, pace };
+    let keys = (DeviceSecret([7; 32]), 5);
+    SideRun::new(shape.clone(), link, keys, &side, size, folder).expect("a run")
 }
 
 /// Losses before each of the steps, of which there are `last` in all.

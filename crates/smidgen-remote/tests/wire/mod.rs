@@ -19,7 +19,8 @@ use smidgen_remote::{
     Token,
 };
 use smidgen_train::{
-    LinkError, SideConfig, SideGate, SideLink, SideNetwork, SideSample, SideShape, TapFormat,
+    LinkError, LossOn, SideConfig, SideGate, SideLink, SideNetwork, SideSample, SideShape,
+    TapFormat,
 };
 
 pub const TOKEN: &str = "open sesame";
@@ -39,6 +40,7 @@ pub fn settings(place: &Path) -> ServerConfig {
         metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         workers: 2,
         connections: 128,
+        model: None,
     }
 }
 
@@ -60,6 +62,7 @@ pub fn session(id: u8, shape: &SideShape) -> RemoteSession {
         fingerprint: b"a model".to_vec(),
         seed: SEED,
         weight_decay: DECAY,
+        loss: LossOn::Device,
         resume: false,
     }
 }

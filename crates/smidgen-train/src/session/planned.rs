@@ -24,7 +24,7 @@ use crate::planning::{
 };
 use crate::replay::Beginning;
 use crate::schedule::Shape;
-use crate::side::{DeviceSecret, SideLink, SideRun, SideShape};
+use crate::side::{DeviceSecret, LossOn, SideLink, SideRun, SideShape};
 use crate::state::{Record, RunSettings, RunState};
 use crate::train_config::{Length, TrainConfig, check_method};
 
@@ -224,6 +224,7 @@ impl Planned {
             fingerprint: self.base.record()?.fingerprint.as_bytes().to_vec(),
             seed: self.config.seed,
             weight_decay: self.config.optimizer.weight_decay(),
+            loss: side.loss,
         }))
     }
 
@@ -288,7 +289,7 @@ impl Planned {
         let (shape, size) = side_of(&self.base, side, &self.config, size)?;
         let folder = self.settings.spool_folder.as_deref();
         let keys = (secret, self.config.seed);
-        let mut run = SideRun::new(shape, link, keys, side.noise, (size, side.pace), folder)?;
+        let mut run = SideRun::new(shape, link, keys, &side, size, folder)?;
         let done = run.confirmed()?;
         if done > self.steps {
             return Err(Error::setting(format!(
@@ -343,6 +344,8 @@ pub struct SideStart {
     pub seed: u64,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
+    /// Who computes the loss.
+    pub loss: LossOn,
 }
 
 /// An adapter and its optimiser before the first step, in memory or in scratch files as the plan

@@ -1,5 +1,6 @@
-//! Where the last hidden states of samples wait for the network's output: in memory, or in a scratch
-//! file that may also hold those of earlier samples, for when they come again.
+//! Where rows of samples wait for the step that they are of: in memory, or in a scratch file that may
+//! also hold those of earlier samples, for when they come again. They are the last hidden states, or
+//! only what those were divided by.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use crate::error::Result;
 /// No place.
 const NONE: u32 = u32::MAX;
 
-/// Rows of hidden states, f32, with the bits that they had.
+/// Rows of numbers, f32, with the bits that they had.
 #[derive(Debug)]
 pub(super) struct HiddenStates {
     place: Place,
@@ -110,9 +111,9 @@ impl HiddenStates {
         &mut self,
         (sample, first): (u32, usize),
         stream: &[f32],
-        rows: &[usize],
+        rows: impl ExactSizeIterator<Item = usize>,
     ) -> Result<()> {
-        let hidden = self.hidden;
+        let (hidden, count) = (self.hidden, rows.len());
         for (at, row) in (first..).zip(rows) {
             let row = &stream[row * hidden..(row + 1) * hidden];
             match &mut self.place {
@@ -125,7 +126,7 @@ impl HiddenStates {
         // Only now is all of it there.
         if first == self.next {
             self.kept[sample as usize] = first as u32;
-            self.next += rows.len();
+            self.next += count;
         }
         Ok(())
     }
@@ -159,10 +160,10 @@ mod tests {
         for (folder, kept) in [(None, false), (Some(folder.path()), true)] {
             let mut states = HiddenStates::new(size(9, 3), folder).unwrap();
             let first = states.place(1, 0, 5, 2);
-            states.write((5, first), &stream, &[1, 7]).unwrap();
+            states.write((5, first), &stream, [1, 7].into_iter()).unwrap();
             assert_eq!(states.kept(5), kept.then_some(8));
             let second = states.place(1, 2, 6, 2);
-            states.write((6, second), &stream, &[0, 9]).unwrap();
+            states.write((6, second), &stream, [0, 9].into_iter()).unwrap();
             assert_eq!((states.kept(6), second), (None, 6));
             assert_eq!(states.place(2, 1, 7, 2), 1);
             let mut out = vec![0.0; 12];

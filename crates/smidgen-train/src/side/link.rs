@@ -15,6 +15,15 @@ pub struct SideSample {
     pub rows: usize,
 }
 
+/// A tapped position, as a trainer is told of it that computes the loss itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SideLabel {
+    /// The token that is to follow.
+    pub target: u32,
+    /// Root mean square of the last hidden state: what its tap was divided by.
+    pub rms: f32,
+}
+
 /// Why a link did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -39,7 +48,8 @@ impl LinkError {
 /// Steps are begun in order, and a few may be under way: the taps of the next ones are given while
 /// the trainer is at work. Of each step, the device begins it and gives the taps that are wanted;
 /// takes the network's output for each sample, which the trainer computes once all earlier steps are
-/// done; gives the gradient of each, and the update; and waits until that is confirmed.
+/// done; gives the gradient of each, and the update; and waits until that is confirmed. With
+/// [`super::LossOn::Trainer`] it gives the labels of each sample in place of taking an output.
 pub trait SideLink: fmt::Debug + Send {
     /// Steps whose update is confirmed: the next one to begin is one more.
     ///
@@ -62,30 +72,47 @@ pub trait SideLink: fmt::Debug + Send {
     /// The link's own.
     fn taps(&mut self, step: u64, place: usize, bytes: &[u8]) -> Result<(), LinkError>;
 
-    /// Waits for the network's output for a sample, rows x hidden. Steps in order, places in order.
+    /// Tells what the loss of a step's sample is computed from, beside the taps of its last layer: c,
+    /// and a label for each of its rows.
+    ///
+    /// # Errors
+    /// The link's own; the trainer computes no losses.
+    fn labels(
+        &mut self,
+        step: u64,
+        place: usize,
+        scale: f32,
+        labels: &[SideLabel],
+    ) -> Result<(), LinkError>;
+
+    /// Waits for the next numbers of the network's output for a sample, rows x hidden. Steps in
+    /// order, places in order, each to its end.
     ///
     /// # Errors
     /// The link's own.
     fn output(&mut self, step: u64, place: usize, output: &mut [f32]) -> Result<(), LinkError>;
 
-    /// Gives the gradient of such an output, of the mean loss over the step's targets.
+    /// Gives the next numbers of the gradient of such an output, of the mean loss over the step's
+    /// targets: as many as were taken of it, at most.
     ///
     /// # Errors
     /// The link's own.
     fn gradient(&mut self, step: u64, place: usize, gradient: &[f32]) -> Result<(), LinkError>;
 
-    /// Has the network moved by the step's gradients, all of which were given, at this rate. Need
-    /// not wait for it.
+    /// Has the network moved by the step's gradients, for which all was given, at this rate. Need not
+    /// wait for it.
     ///
     /// # Errors
     /// The link's own.
     fn update(&mut self, step: u64, rate: f64) -> Result<(), LinkError>;
 
-    /// Waits until the step's update is done and not lost whatever happens to the trainer.
+    /// Waits until the step's update is done and not lost whatever happens to the trainer. Returns the
+    /// sum of the losses over the step's targets before it, if the trainer computes them; asked again,
+    /// it says the same.
     ///
     /// # Errors
     /// The link's own.
-    fn confirm(&mut self, step: u64) -> Result<(), LinkError>;
+    fn confirm(&mut self, step: u64) -> Result<Option<f64>, LinkError>;
 
     /// The numbers of the network after the last confirmed step, in the order of
     /// [`super::SideShape::tensors`], given to `take` in pieces of any size.

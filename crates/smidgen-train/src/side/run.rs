@@ -11,16 +11,19 @@ use std::sync::atomic::AtomicBool;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use smidgen_graph::Row;
+use smidgen_graph::plan::HEAD_ROWS;
 use smidgen_kernels::{Kernels, MatMut, MatRef, TapKey, TapNoise, TapRounding};
 use smidgen_runtime::{Engine, Numbers, Pass, Pool, Taps, sealed};
 use smidgen_text::Sequence;
 
+use super::head::head_pass;
 use super::hidden::{HiddenSize, HiddenStates};
 use super::identity::DeviceSecret;
-use super::link::{LinkError, SampleKey, SideLink, SideSample};
-use super::{SideNetwork, SideShape};
+use super::link::{LinkError, SampleKey, SideLabel, SideLink, SideSample};
+use super::{LossOn, SideNetwork, SideShape};
 use crate::base::Base;
 use crate::error::{Error, Result, stop_if};
+use crate::method::Side;
 use crate::step::{StepLoss, StepSettings, fill};
 
 /// How a run of side tuning goes on beside its network.
@@ -73,6 +76,7 @@ pub struct SideRun {
     secret: DeviceSecret,
     seed: u64,
     noise: TapNoise,
+    loss: LossOn,
     /// Steps that may be under way.
     steps: usize,
     /// c, once the first step has begun.
@@ -80,16 +84,38 @@ pub struct SideRun {
     /// Steps that were begun and are not confirmed, in order.
     ahead: VecDeque<Ahead>,
     /// What the step at work came to, once its update was given.
-    given: Option<StepLoss>,
+    given: Option<Given>,
     hidden: HiddenStates,
-    /// The network's output for a sample, and then that output's gradient.
-    output: Vec<f32>,
+    /// The network's output for some rows of a sample, and then that output's gradient; or what the
+    /// rows of a sample were divided by.
+    rows_at_work: Vec<f32>,
     /// Taps that are not given yet.
     bytes: Vec<u8>,
     sequence: Sequence,
-    /// Rows of the sample at work that have a target.
+    /// Rows of the sample at work that have a target, and those targets.
     rows: Vec<usize>,
+    targets: Vec<u32>,
     factors: Numbers,
+}
+
+/// A step whose update was given.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    targets: usize,
+    tokens: usize,
+    /// Of the losses, where they are computed here.
+    sum: Option<f64>,
+}
+
+impl Given {
+    fn loss(self, told: Option<f64>) -> Result<StepLoss> {
+        let Some(sum) = self.sum.or(told) else {
+            let what = "the trainer tells no loss, and is to compute it";
+            return Err(Error::Link(LinkError::failed(what)));
+        };
+        let Self { targets, tokens, .. } = self;
+        Ok(StepLoss { loss: sum / targets.max(1) as f64, targets, tokens })
+    }
 }
 
 /// A step that was begun.
@@ -113,8 +139,8 @@ struct Waiting {
 const PIECE: usize = 64 * 1024;
 
 impl SideRun {
-    /// A run whose chances are counted from `seed`, and the noise from `secret`; hidden states wait in
-    /// a scratch file in `folder` if there is one.
+    /// A run whose chances are counted from `seed`, and the noise from `secret`; what waits for its
+    /// step does so in a scratch file in `folder` if there is one. `shape` is that of `side`'s network.
     ///
     /// # Errors
     /// The system does not give the memory, or the folder can't be written to.
@@ -122,26 +148,28 @@ impl SideRun {
         shape: SideShape,
         link: Box<dyn SideLink>,
         (secret, seed): (DeviceSecret, u64),
-        noise: TapNoise,
-        (size, pace): (SideSize, SidePace),
+        side: &Side,
+        size: SideSize,
         folder: Option<&Path>,
     ) -> Result<Self> {
-        let hidden = HiddenStates::new(hidden_size(&shape, size, pace), folder)?;
+        let hidden = HiddenStates::new(hidden_size(&shape, side, size), folder)?;
         Ok(Self {
-            output: sealed(size.tokens * shape.hidden())?,
+            rows_at_work: sealed(numbers_at_work(&shape, side, size))?,
             bytes: Vec::with_capacity(piece_bytes(&shape)),
             rows: Vec::with_capacity(size.tokens),
+            targets: Vec::with_capacity(size.tokens),
             sequence: Sequence::default(),
-            steps: pace.window + 1,
+            steps: side.pace.window + 1,
             scale: None,
             ahead: VecDeque::new(),
             given: None,
             factors: Vec::new().into(),
+            noise: side.noise,
+            loss: side.loss,
             shape,
             link,
             secret,
             seed,
-            noise,
             hidden,
         })
     }
@@ -150,25 +178,36 @@ impl SideRun {
     /// be run on the device meanwhile.
     pub(crate) fn plan_rows(
         shape: &SideShape,
-        (size, pace): (SideSize, SidePace),
+        (side, size): (&Side, SideSize),
         pass: usize,
         file: bool,
         evaluates: bool,
     ) -> Vec<Row> {
-        let SideSize { tokens, .. } = size;
         let row = |name: &str, shape: String, bytes: u64, why: &str| {
             Row::new(name, shape, bytes, "whole run", why)
         };
-        let numbers = tokens * shape.hidden();
-        let mut rows = hidden_size(shape, size, pace).plan_rows(file);
-        let of_sample = format!("{tokens} x {}", shape.hidden());
-        let why = "the side network's output for a sample, then its gradient";
-        rows.push(row("side output", of_sample, 4 * numbers as u64, why));
+        let mut rows = hidden_size(shape, side, size).plan_rows(file);
+        let numbers = numbers_at_work(shape, side, size);
+        let (name, of_rows, why) = match side.loss {
+            LossOn::Device => {
+                let of_rows = format!("{} x {}", numbers / shape.hidden(), shape.hidden());
+                ("side output", of_rows, "the side network's, for some rows; then its gradient")
+            }
+            LossOn::Trainer => {
+                ("norms", format!("{numbers}"), "root mean squares of a sample's hidden states")
+            }
+        };
+        rows.push(row(name, of_rows, 4 * numbers as u64, why));
+        // Ids, and what is told of each: once as it is, once on its way.
+        let (told, each) = (size.tokens, size_of::<u32>() + size_of::<usize>());
+        let labels = if side.loss == LossOn::Trainer { 2 * size_of::<SideLabel>() } else { 0 };
+        let bytes = (told * (each + labels)) as u64;
+        rows.push(row("targets", format!("{told}"), bytes, "of the sample at work"));
         let piece = piece_bytes(shape);
         rows.push(row("taps", format!("{piece}"), piece as u64, "that are not given yet"));
-        if pace.link_bytes > 0 {
+        if side.pace.link_bytes > 0 {
             let why = "to where the side network is trained";
-            rows.push(row("link", "bytes".to_owned(), pace.link_bytes, why));
+            rows.push(row("link", "bytes".to_owned(), side.pace.link_bytes, why));
         }
         if evaluates {
             rows.extend(super::SideForward::plan_rows(shape, pass));
@@ -213,10 +252,10 @@ impl SideRun {
                 done => return done,
             }
             // The update may have arrived all the same; then there is nothing to do again.
-            if let Some(loss) = self.given.take()
+            if let Some(given) = self.given.take()
                 && self.confirmed()? >= settings.number
             {
-                return Ok(loss);
+                return given.loss(self.link.confirm(settings.number).map_err(Error::Link)?);
             }
             stop_if(cancel)?;
         }
@@ -241,13 +280,15 @@ impl SideRun {
             self.ahead.clear();
             self.begin(engine, data, number, pass, cancel)?;
         }
-        let sum = self.losses(engine, data, scale, pass, cancel)?;
+        let sum = match self.loss {
+            LossOn::Device => Some(self.losses(engine, data, scale, pass, cancel)?),
+            LossOn::Trainer => None,
+        };
         let Some(first) = self.ahead.front() else {
             return Err(Error::Link(LinkError::StartedAnew));
         };
-        let (targets, tokens) = (first.targets, first.tokens);
-        let loss = StepLoss { loss: sum / targets.max(1) as f64, targets, tokens };
-        self.given = Some(loss);
+        let given = Given { targets: first.targets, tokens: first.tokens, sum };
+        self.given = Some(given);
         self.link.update(number, settings.rate).map_err(Error::Link)?;
         while let Some(next) = self.ahead.back().map(|ahead| ahead.step + 1)
             && next <= last
@@ -255,12 +296,13 @@ impl SideRun {
         {
             self.begin(engine, data, next, pass, cancel)?;
         }
-        self.link.confirm(number).map_err(Error::Link)?;
+        let told = self.link.confirm(number).map_err(Error::Link)?;
         self.ahead.pop_front();
-        Ok(loss)
+        given.loss(told)
     }
 
-    /// Begins a step: gives the taps that are wanted, and puts hidden states where they wait.
+    /// Begins a step: gives the taps that are wanted, and the labels where the trainer computes the
+    /// loss, else puts hidden states where they wait.
     fn begin(
         &mut self,
         engine: &mut Engine,
@@ -299,12 +341,26 @@ impl SideRun {
                 None => self.hidden.place(step, before, sample, rows),
             };
             before += rows;
-            if wanted || kept.is_none() {
+            let runs = wanted || kept.is_none();
+            if runs || self.loss == LossOn::Trainer {
                 data.read(sample, &mut self.sequence)?;
                 fill(pass, slice::from_ref(&self.sequence), 0, tokens);
+                self.note_targets(pass);
+            }
+            if runs {
                 self.forward(engine, (step, place, sample), wanted, pass)?;
-                let stream = engine.stream_mut(pass.rows());
-                self.hidden.write((sample, first), stream, &self.rows)?;
+            }
+            let at = (sample, first);
+            match self.loss {
+                LossOn::Device if runs => {
+                    let stream = engine.stream_mut(pass.rows());
+                    self.hidden.write(at, stream, self.rows.iter().copied())?;
+                }
+                LossOn::Device => {}
+                LossOn::Trainer => {
+                    let stream = runs.then(|| &*engine.stream_mut(pass.rows()));
+                    self.tell_labels((step, place), at, stream)?;
+                }
             }
             ahead.samples.push(Waiting { sample, first });
         }
@@ -312,7 +368,42 @@ impl SideRun {
         Ok(())
     }
 
-    /// A sample through the layers; its taps are given to the link if they are wanted.
+    /// Notes which rows of a pass have a target, and which.
+    fn note_targets(&mut self, pass: &Pass) {
+        self.rows.clear();
+        self.rows.extend(pass.target_rows());
+        self.targets.clear();
+        self.targets.extend(pass.targets.iter().flatten());
+    }
+
+    /// Tells the trainer of the noted targets of a sample. What their rows were divided by is kept
+    /// with it: taken from `stream` if the sample has just been run.
+    fn tell_labels(
+        &mut self,
+        (step, place): (u64, usize),
+        (sample, first): (u32, usize),
+        stream: Option<&[f32]>,
+    ) -> Result<()> {
+        let norms = &mut self.rows_at_work[..self.rows.len()];
+        match stream {
+            Some(stream) => {
+                let hidden = self.shape.hidden();
+                for (norm, row) in norms.iter_mut().zip(&self.rows) {
+                    let row = &stream[row * hidden..(row + 1) * hidden];
+                    *norm = (sum_squares(row) / hidden as f64).sqrt() as f32;
+                }
+                self.hidden.write((sample, first), norms, 0..norms.len())?;
+            }
+            None => self.hidden.read(first, norms)?,
+        }
+        let labels = self.targets.iter().zip(norms);
+        let labels: Vec<SideLabel> =
+            labels.map(|(&target, &mut rms)| SideLabel { target, rms }).collect();
+        let scale = self.scale.unwrap_or(1.0);
+        self.link.labels(step, place, scale, &labels).map_err(Error::Link)
+    }
+
+    /// A sample through the layers; its taps of the noted rows are given to the link if they are wanted.
     fn forward(
         &mut self,
         engine: &mut Engine,
@@ -320,8 +411,6 @@ impl SideRun {
         wanted: bool,
         pass: &Pass,
     ) -> Result<()> {
-        self.rows.clear();
-        self.rows.extend(pass.target_rows());
         self.bytes.clear();
         let mut taps = TapSender {
             shape: &self.shape,
@@ -349,27 +438,30 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<f64> {
         let Some(ahead) = self.ahead.front() else { return Ok(0.0) };
-        let (hidden, tokens, kernels) =
-            (self.shape.hidden(), engine.plan().tokens, engine.kernels());
-        pass.weight = 1.0 / ahead.targets.max(1) as f32;
+        let (hidden, kernels) = (self.shape.hidden(), engine.kernels());
+        let weight = 1.0 / ahead.targets.max(1) as f32;
         let mut sum = 0.0;
         for (place, &Waiting { sample, first }) in ahead.samples.iter().enumerate() {
             stop_if(cancel)?;
             data.read(sample, &mut self.sequence)?;
-            fill(pass, slice::from_ref(&self.sequence), 0, tokens);
-            pass.keep_targets();
-            let rows = pass.rows();
-            let output = &mut self.output[..rows * hidden];
-            self.link.output(ahead.step, place, output).map_err(Error::Link)?;
-            let stream = engine.stream_mut(rows);
-            self.hidden.read(first, stream)?;
-            let added = MatRef::new(output, rows, hidden);
-            kernels.axpy(scale, added, MatMut::new(stream, rows, hidden));
-            let (losses, gradient) = engine.head_gradient(pass)?;
-            let gradient = MatRef::new(gradient, rows, hidden);
-            kernels.scale(scale, gradient, MatMut::new(output, rows, hidden));
-            sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
-            self.link.gradient(ahead.step, place, output).map_err(Error::Link)?;
+            fill(pass, slice::from_ref(&self.sequence), 0, self.sequence.ids.len());
+            self.targets.clear();
+            self.targets.extend(pass.targets.iter().flatten());
+            for (piece, targets) in self.targets.chunks(HEAD_ROWS).enumerate() {
+                let rows = targets.len();
+                let output = &mut self.rows_at_work[..rows * hidden];
+                self.link.output(ahead.step, place, output).map_err(Error::Link)?;
+                let stream = engine.stream_mut(rows);
+                self.hidden.read(first + piece * HEAD_ROWS, stream)?;
+                let added = MatRef::new(output, rows, hidden);
+                kernels.axpy(scale, added, MatMut::new(stream, rows, hidden));
+                head_pass(pass, targets, weight);
+                let (losses, gradient) = engine.head_gradient(pass)?;
+                let gradient = MatRef::new(gradient, rows, hidden);
+                kernels.scale(scale, gradient, MatMut::new(output, rows, hidden));
+                sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
+                self.link.gradient(ahead.step, place, output).map_err(Error::Link)?;
+            }
         }
         Ok(sum)
     }
@@ -394,11 +486,11 @@ impl SideRun {
                 continue;
             }
             fill(pass, slice::from_ref(&self.sequence), 0, tokens);
+            self.note_targets(pass);
             self.forward(engine, (1, 0, sample), false, pass)?;
             let stream = engine.stream_mut(pass.rows());
             for row in &self.rows {
-                let row = &stream[row * hidden..(row + 1) * hidden];
-                squares += row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+                squares += sum_squares(&stream[row * hidden..(row + 1) * hidden]);
             }
             count += self.rows.len() * hidden;
         }
@@ -464,13 +556,28 @@ impl SideRun {
     }
 }
 
-fn hidden_size(shape: &SideShape, size: SideSize, pace: SidePace) -> HiddenSize {
+fn sum_squares(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+}
+
+fn hidden_size(shape: &SideShape, side: &Side, size: SideSize) -> HiddenSize {
     HiddenSize {
-        hidden: shape.hidden(),
+        hidden: match side.loss {
+            LossOn::Device => shape.hidden(),
+            LossOn::Trainer => 1,
+        },
         rows: size.step_tokens,
-        steps: pace.window + 1,
+        steps: side.pace.window + 1,
         samples: size.samples,
-        kept_bytes: pace.kept_bytes,
+        kept_bytes: side.pace.kept_bytes,
+    }
+}
+
+/// Numbers of rows that are worked on at a time.
+fn numbers_at_work(shape: &SideShape, side: &Side, size: SideSize) -> usize {
+    match side.loss {
+        LossOn::Device => size.tokens.min(HEAD_ROWS) * shape.hidden(),
+        LossOn::Trainer => size.tokens,
     }
 }
 

@@ -1,0 +1,98 @@
+//! A frozen model's head by itself, where the losses of side networks are computed.
+
+use std::sync::Arc;
+
+use smidgen_graph::plan::{HEAD_ROWS, Request, plan};
+use smidgen_graph::{Backward, Budget, Gradients, Rates};
+use smidgen_kernels::Kernels;
+use smidgen_runtime::memory::RunPhase;
+use smidgen_runtime::{Engine, Pass, Segment, Settings, SpoolFormat};
+
+use crate::adapter::Adapter;
+use crate::base::Base;
+use crate::error::Result;
+
+/// The head of a model, for who trains side networks and is told the labels.
+#[derive(Debug)]
+pub struct SideHead {
+    engine: Engine,
+    pass: Pass,
+    hidden: usize,
+}
+
+impl SideHead {
+    /// The head of `base`, with so many threads at work. Takes some megabytes, and the pages of the
+    /// head's weights.
+    ///
+    /// # Errors
+    /// The system does not give the memory or the threads.
+    pub fn new(base: &Base, threads: usize) -> Result<Self> {
+        let settings = Settings {
+            kernels: Kernels::detect(),
+            threads,
+            positions: HEAD_ROWS,
+            spool_folder: None,
+            spool_format: SpoolFormat::F32,
+            meter: base.meter().next_run(RunPhase::Training),
+        };
+        let none = Adapter::none(base);
+        let request = Request {
+            tokens: HEAD_ROWS,
+            lora: none.shape().spec().clone(),
+            first_trained: none.shape().first_layer(),
+            gradients: Gradients::Block,
+            optimizer_state: vec![],
+            backward: Backward::Head,
+            walked_back: 1.0,
+            budget: Budget::Unlimited,
+            spool: false,
+            spool_limit: None,
+            spool_number: SpoolFormat::F32.bytes(),
+            passes: 1,
+            rates: Rates::REFERENCE,
+            fixed: vec![],
+            weights: base.weights.pages(),
+        };
+        let blocks = base.blocks.as_ref();
+        let plan = Arc::new(plan(blocks, &request)?);
+        let engine = Engine::new(blocks, Arc::clone(&base.weights), plan, &settings)?;
+        Ok(Self { engine, pass: Pass::default(), hidden: base.info().hidden })
+    }
+
+    /// Numbers a token of the hidden state, d.
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// The sum of the cross-entropies of `targets`, each of which is to follow its row of `states`,
+    /// targets x hidden. The gradient of `weight` times that sum takes the place of the states.
+    ///
+    /// # Errors
+    /// A target is none of the model's tokens; a loss is not finite.
+    ///
+    /// # Panics
+    /// If there are not as many rows as targets.
+    pub fn loss(&mut self, states: &mut [f32], targets: &[u32], weight: f32) -> Result<f64> {
+        assert_eq!(states.len(), targets.len() * self.hidden, "a row for each target");
+        let mut sum = 0.0;
+        let pieces = states.chunks_mut(HEAD_ROWS * self.hidden).zip(targets.chunks(HEAD_ROWS));
+        for (states, targets) in pieces {
+            head_pass(&mut self.pass, targets, weight);
+            self.engine.stream_mut(targets.len()).copy_from_slice(states);
+            let (losses, gradient) = self.engine.head_gradient(&self.pass)?;
+            sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
+            states.copy_from_slice(gradient);
+        }
+        Ok(sum)
+    }
+}
+
+/// Makes `pass` one through the head alone: a row for each target.
+pub(super) fn head_pass(pass: &mut Pass, targets: &[u32], weight: f32) {
+    pass.clear();
+    pass.ids.resize(targets.len(), 0);
+    pass.targets.extend(targets.iter().copied().map(Some));
+    let segment = Segment { rows: 0..targets.len(), first_position: 0, sample: 0 };
+    pass.segments.push(segment);
+    pass.weight = weight;
+}
