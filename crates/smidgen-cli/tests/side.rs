@@ -97,7 +97,7 @@ fn wait_for_steps(place: &Place, run: &str, steps: usize) {
 #[test]
 fn a_device_trains_and_what_it_trained_is_used() {
     let place = with_token();
-    let server = Server::start(&place, 0, "--metrics 127.0.0.1:0");
+    let server = Server::start(&place, 0, "-m MODEL --metrics 127.0.0.1:0");
     let line = format!("{RUN} --server {} --epochs 8 --valid-data DATA -o run", server.url);
     let report = place.report(&line);
     let losses = report["losses"].as_array().unwrap();
@@ -108,23 +108,74 @@ fn a_device_trains_and_what_it_trained_is_used() {
     let valid = report["valid"][0]["loss"].as_f64().unwrap();
     let eval = place.report("eval -m MODEL --data DATA --adapter run --threads 1");
     assert!((eval["loss"].as_f64().unwrap() - valid).abs() < 1e-9, "{eval}");
+    // The server computes the loss from a hidden state that is rounded to halves.
+    let told = place.report(&format!("{line}-told --loss-on server"));
+    let of_told = told["losses"].as_array().unwrap();
+    let apart = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs();
+    assert!(apart(&of_told[0], first) < 1e-3 && of_told[0] != *first, "{of_told:?}");
+    assert!(
+        apart(&of_told[of_told.len() - 1], last) < 0.05 * last.as_f64().unwrap(),
+        "{of_told:?}"
+    );
+    assert!(apart(&told["valid"][0]["loss"], &report["valid"][0]["loss"]) < 0.05 * valid);
     // Nothing but the sizes depends on how the run went on.
-    for (run, more) in [("w0", "--window 0 --keep-hidden 1"), ("w3", "--window 3 --memory min")] {
-        place.report(&format!(
-            "{RUN} --server {} --epochs 8 --valid-data DATA -o {run} {more}",
+    for (of, loss) in [("run", "device"), ("run-told", "server")] {
+        for (more, run) in [("--window 0 --keep-hidden 1", "w0"), ("--window 3 --memory min", "w3")]
+        {
+            let run = format!("{of}-{run}");
+            place.report(&format!(
+                "{RUN} --server {} --epochs 8 --valid-data DATA -o {run} {more} --loss-on {loss}",
+                server.url
+            ));
+            assert!(result(&place, &run) == result(&place, of), "{more} {loss}");
+        }
+    }
+}
+
+/// A class a prompt: one position of each sample is tapped, and its token is all that is learned.
+#[test]
+fn a_classification_is_learned_from_single_tokens() {
+    let place = with_token();
+    let server = Server::start(&place, 0, "-m MODEL");
+    let lines = (0..48).map(|i| {
+        let class = if i % 3 == 0 { "yes" } else { "no" };
+        let word = if i % 3 == 0 { "apples" } else { "stones" };
+        format!("{{\"prompt\": \"{i} {word} \", \"completion\": \"{class}, that is so.\"}}\n")
+    });
+    place.write("classes.jsonl", &lines.collect::<String>());
+    let data = "-m MODEL --data classes.jsonl --single-token --threads 1";
+    let before = place.report(&format!("eval {data}"));
+    assert_eq!(before["targets"].as_u64(), Some(48), "{before}");
+    for loss in ["device", "server"] {
+        let report = place.report(&format!(
+            "train {data} --method side --server {} --server-token token --side-width 16 --epochs 20 \
+             --batch-size 8 --learning-rate 3e-3 --assume-rates reference --loss-on {loss} -o {loss}",
             server.url
         ));
-        assert!(result(&place, run) == result(&place, "run"), "{more}");
+        assert_eq!(report["steps"].as_u64(), Some(120), "{report}");
+        let after = place.report(&format!("eval {data} --adapter {loss}"));
+        let [before, after] = [&before, &after].map(|eval| eval["accuracy"].as_f64().unwrap());
+        assert!(after > 0.95 && after > before, "{loss}: {before} to {after}");
     }
+    let said = place.failure(&format!("train {data} --no-mask-prompt -o run"), 2);
+    assert!(said.contains("--no-mask-prompt"), "{said}");
 }
 
 #[test]
 fn killed_on_either_side_it_ends_the_same() {
+    for loss in ["device", "server"] {
+        killed(loss);
+    }
+}
+
+fn killed(loss: &str) {
     let place = with_token();
-    let mut server = Server::start(&place, 0, "");
+    let mut server = Server::start(&place, 0, "-m MODEL");
     let port = server.port();
     let line = |run: &str| {
-        format!("{RUN} --server http://127.0.0.1:{port} --epochs 6 --save-every 5 -o {run}")
+        format!(
+            "{RUN} --server http://127.0.0.1:{port} --epochs 6 --save-every 5 --loss-on {loss} -o {run}"
+        )
     };
     place.report(&line("whole"));
     let whole = result(&place, "whole");
@@ -136,7 +187,7 @@ fn killed_on_either_side_it_ends_the_same() {
         wait_for_steps(&place, "served", steps);
         drop(server);
         thread::sleep(Duration::from_millis(100));
-        server = Server::start(&place, port, "");
+        server = Server::start(&place, port, "-m MODEL");
     }
     let output = device.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -157,15 +208,19 @@ fn killed_on_either_side_it_ends_the_same() {
     assert!(losses.iter().all(|line| whole.1.contains(line)) && losses.len() + 3 >= whole.1.len());
 }
 
-/// What docs/side-tuning.md tells of 32 devices: `SMIDGEN_DEVICES=32 cargo test --release -p
+/// Every second device has the server compute its loss. What docs/side-tuning.md tells of 32 devices:
+/// `SMIDGEN_DEVICES=32 cargo test --release -p
 /// smidgen-cli --test side many -- --nocapture`.
 #[test]
 fn many_devices_at_once() {
     let devices = std::env::var("SMIDGEN_DEVICES").map_or(DEVICES, |n| n.parse().unwrap());
     let place = with_token();
-    let server = Server::start(&place, 0, "--sessions 64");
-    let line =
-        |run: usize| format!("{RUN} --server {} --epochs 3 --seed {run} -o run-{run}", server.url);
+    let server = Server::start(&place, 0, "--sessions 64 -m MODEL");
+    let line = |run: usize| {
+        let loss = if run.is_multiple_of(2) { "device" } else { "server" };
+        let url = &server.url;
+        format!("{RUN} --server {url} --epochs 3 --seed {run} --loss-on {loss} -o run-{run}")
+    };
     let begin = Instant::now();
     place.report(&line(0));
     let alone = begin.elapsed();
@@ -217,7 +272,10 @@ fn what_is_wrong_is_said() {
         (format!("{side} --server {url} --server-token token --first-tap 99"), 2, "--first-tap 99"),
         (format!("{side} --server {url} --server-token token --tap-bits 5"), 2, "16, 8 or 4"),
         (format!("{side} --server {url} --server-token token --memory 1MB"), 3, "needs"),
+        (format!("{side} --server {url} --server-token token --loss-on server"), 1, "has no model"),
         ("train -m MODEL --data DATA -o run --tap-bits 8".to_owned(), 2, "--method side"),
+        ("train -m MODEL --data DATA -o run --loss-on server".to_owned(), 2, "--method side"),
+        ("serve --state state -m none.gguf".to_owned(), 1, "none.gguf"),
         ("serve --state empty".to_owned(), 2, "--new-token"),
         ("serve --state state --listen 0.0.0.0:0".to_owned(), 1, "certificate"),
     ];

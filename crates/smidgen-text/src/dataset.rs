@@ -15,6 +15,9 @@ pub struct WindowSpec {
     /// window's first token stays without loss, so a long text has the same targets with BOS and
     /// without.
     pub bos: bool,
+    /// Of each sample, only its first target counts, and what comes behind it is left out: an answer
+    /// that is one token, as a class in a classification.
+    pub single_token: bool,
 }
 
 impl WindowSpec {
@@ -101,6 +104,13 @@ impl Dataset {
         let bos = if spec.bos { file.header().bos } else { None };
         if spec.bos && bos.is_none() {
             return refuse("BOS is asked for, but the tokenizer has none".into());
+        }
+        if spec.single_token && file.header().kind == TokenFileKind::Text {
+            return refuse("a text has no answers of which one token could count".into());
+        }
+        if spec.single_token && !file.header().mask_prompt {
+            let what = "prompts are in the loss, so an answer's first token is not the first one";
+            return refuse(what.into());
         }
         let mut dataset = Self {
             file,
@@ -203,6 +213,12 @@ impl Dataset {
         if let Some(first) = first.filter(|&first| self.first_is_free(first)) {
             sequence.targets[first] = false;
         }
+        if self.spec.single_token {
+            let answer = sequence.targets.iter().position(|&target| target);
+            let length = answer.map_or(sequence.ids.len(), |answer| answer + 1);
+            sequence.ids.truncate(length);
+            sequence.targets.truncate(length);
+        }
         Ok(())
     }
 
@@ -262,33 +278,42 @@ impl Dataset {
             Ok(samples) => samples,
             Err(_) => return Err(TextError::data(self.file.path(), "more than 2^32 samples")),
         };
-        let limit = self.spec.max_seq_length as u64;
         for sample in 0..samples {
             if self.spec.chunks.is_some_and(|chunks| self.kept.len() >= chunks) {
                 break;
             }
-            let range = self.file.sample_range(sample.into())?;
-            let length = (range.end - range.start).min(limit);
-            let (mut place, mut lead, mut targets) = (0, 0, 0);
-            self.file.for_each_token(range.start..range.start + length, |id, target| {
-                if place == 0 {
-                    lead = usize::from(self.lead(id).is_some());
-                    place = lead;
-                }
-                targets += u64::from(target && place > 0);
-                place += 1;
-            })?;
-            self.truncated += usize::from(length < range.end - range.start);
+            let Extent { length, targets, truncated } = self.extent(sample)?;
+            self.truncated += usize::from(truncated);
             if targets == 0 {
                 self.dropped += 1;
                 continue;
             }
             self.kept.push(sample);
             self.targets += targets;
-            self.max_len = self.max_len.max(lead + length as usize);
+            self.max_len = self.max_len.max(length);
         }
         self.len = self.kept.len();
         Ok(())
+    }
+
+    /// What is read of a sample.
+    fn extent(&self, sample: u32) -> Result<Extent> {
+        let range = self.file.sample_range(sample.into())?;
+        let length = (range.end - range.start).min(self.spec.max_seq_length as u64);
+        let (mut place, mut answer, mut targets) = (None, None, 0);
+        self.file.for_each_token(range.start..range.start + length, |id, target| {
+            let at = place.unwrap_or_else(|| usize::from(self.lead(id).is_some()));
+            if target && at > 0 {
+                targets += 1;
+                answer = answer.or(Some(at));
+            }
+            place = Some(at + 1);
+        })?;
+        let truncated = length < range.end - range.start;
+        Ok(match answer.filter(|_| self.spec.single_token) {
+            Some(answer) => Extent { length: answer + 1, targets: 1, truncated: false },
+            None => Extent { length: place.unwrap_or(0), targets, truncated },
+        })
     }
 
     /// The number of tokens of each sequence, BOS included; of one that is longer, 2^32 - 1.
@@ -301,6 +326,12 @@ impl Dataset {
             let before = (self.len as u64 - 1) * limit;
             lengths.resize(self.len - 1, length(limit).saturating_add(bos));
             lengths.push(length(self.file.header().tokens - before).saturating_add(bos));
+            return Ok(lengths);
+        }
+        if self.spec.single_token {
+            for &sample in &self.kept {
+                lengths.push(u32::try_from(self.extent(sample)?.length).unwrap_or(u32::MAX));
+            }
             return Ok(lengths);
         }
         let (mut sample, mut kept) = (0, self.kept.iter().peekable());
@@ -320,6 +351,14 @@ impl Dataset {
         }
         Ok(lengths)
     }
+}
+
+/// What is read of a sample: tokens, BOS included, and targets among them.
+struct Extent {
+    length: usize,
+    targets: u64,
+    /// Whether it was cut to the longest length.
+    truncated: bool,
 }
 
 /// What to say of a text of `tokens` tokens that makes no window.

@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn of_a_dataset() {
         let folder = tempfile::tempdir().unwrap();
-        let spec = WindowSpec { max_seq_length: 8, chunks: None, bos: false };
+        let spec = WindowSpec { max_seq_length: 8, chunks: None, bos: false, single_token: false };
         // The second has no target, the fifth is cut to 8 tokens.
         let lengths = [3, 1, 5, 4, 20, 2];
         let at = |name: &str| folder.path().join(name);

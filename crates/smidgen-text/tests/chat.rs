@@ -48,7 +48,10 @@ fn run_with(
     if made.is_err() {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something is left behind");
     }
-    Dataset::open(made?, &WindowSpec { max_seq_length: 1 << 20, chunks: None, bos: false })
+    Dataset::open(
+        made?,
+        &WindowSpec { max_seq_length: 1 << 20, chunks: None, bos: false, single_token: false },
+    )
 }
 
 fn prepare_beside(

@@ -70,7 +70,7 @@ fn all_models_completions_are_masked() {
         r#"{"text": "Four é"}"#,
     ];
     fs::write(&input, lines.join("\n")).unwrap();
-    let spec = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
+    let spec = WindowSpec { max_seq_length: 64, chunks: None, bos: false, single_token: false };
     let tokens = |text: &str| tokenizer.encode(text).unwrap();
     let prompt = tokens("2 + 2 = ").len();
     for mask_prompt in [true, false] {

@@ -38,7 +38,8 @@ fn check(model: &str, losses: &str, gradients: &str) {
         let options = PrepareOptions { piece_bytes, ..PrepareOptions::default() };
         let cancel = AtomicBool::new(false);
         prepare(&test, &tokenizer, None, &options, &out, &mut |_| {}, &cancel).unwrap();
-        let spec = WindowSpec { max_seq_length: 4096, chunks: None, bos: false };
+        let spec =
+            WindowSpec { max_seq_length: 4096, chunks: None, bos: false, single_token: false };
         let dataset = Dataset::open(TokenFile::open(&out).unwrap(), &spec).unwrap();
         let (mut sequence, mut read) = (Sequence::default(), Vec::new());
         for window in 0..dataset.len() {

@@ -93,13 +93,20 @@ pub struct Session {
     loftq: Option<LoftqReport>,
 }
 
+/// An adapter and how it is trained.
+#[derive(Debug)]
+struct Lora {
+    adapter: Adapter,
+    stepper: Stepper,
+}
+
 /// What a run trains, and how.
 #[derive(Debug)]
 enum Trained {
     /// An adapter in the model.
-    Lora { adapter: Adapter, stepper: Stepper },
+    Lora(Box<Lora>),
     /// A network beside it.
-    Side(SideRun),
+    Side(Box<SideRun>),
 }
 
 impl SideSamples for Batches {
@@ -153,7 +160,8 @@ impl Session {
         };
         let (batches, sequences, pass) = (&mut self.batches, &mut self.sequences, &mut self.pass);
         let out = match &mut self.trained {
-            Trained::Lora { adapter, stepper } => {
+            Trained::Lora(lora) => {
+                let Lora { adapter, stepper } = lora.as_mut();
                 batches.read(settings.number, sequences)?;
                 stepper.step(engine, adapter, sequences, &settings, pass, cancel)?
             }
@@ -185,7 +193,7 @@ impl Session {
     /// What the last step found along its directions, with [`Method::Mezo`].
     pub fn projections(&self) -> &[Projection] {
         match &self.trained {
-            Trained::Lora { stepper, .. } => stepper.projections(),
+            Trained::Lora(lora) => lora.stepper.projections(),
             Trained::Side(_) => &[],
         }
     }
@@ -238,7 +246,8 @@ impl Session {
         let engine = self.engine.as_mut().expect("just made");
         let (pass, mut side) = (&mut self.pass, None);
         match &mut self.trained {
-            Trained::Lora { adapter, .. } => {
+            Trained::Lora(lora) => {
+                let adapter = &mut lora.adapter;
                 evaluate(engine, adapter, &mut side, data, pass, cancel, &mut |_, _| {})
             }
             Trained::Side(run) => {
@@ -256,7 +265,7 @@ impl Session {
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         self.meter().enter(RunPhase::Saving);
         match &mut self.trained {
-            Trained::Lora { adapter, .. } => adapter.save(&self.base, folder)?,
+            Trained::Lora(lora) => lora.adapter.save(&self.base, folder)?,
             Trained::Side(run) => run.save(&self.base, folder)?,
         }
         self.meter().look();
@@ -272,7 +281,8 @@ impl Session {
     pub fn save_state(&mut self, path: &Path) -> Result<()> {
         self.meter().enter(RunPhase::Saving);
         let mut writer = StateWriter::create(path, &self.record)?;
-        if let Trained::Lora { adapter, stepper } = &mut self.trained {
+        if let Trained::Lora(lora) = &mut self.trained {
+            let Lora { adapter, stepper } = lora.as_mut();
             writer.numbers(adapter.values(), &self.plan.param_ranges())?;
             let optimizer = stepper.optimizer();
             let pieces = optimizer.pieces();
@@ -324,7 +334,7 @@ impl Session {
     /// How many numbers are trained.
     pub fn trainable(&self) -> usize {
         match &self.trained {
-            Trained::Lora { adapter, .. } => adapter.len(),
+            Trained::Lora(lora) => lora.adapter.len(),
             Trained::Side(run) => run.shape().len(),
         }
     }
@@ -338,7 +348,7 @@ impl Session {
     /// network [`Session::save`] has written.
     pub fn finish(self) -> (Base, Option<Adapter>) {
         let adapter = match self.trained {
-            Trained::Lora { adapter, .. } => Some(adapter),
+            Trained::Lora(lora) => Some(lora.adapter),
             Trained::Side(_) => None,
         };
         (self.base, adapter)

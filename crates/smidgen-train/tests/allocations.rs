@@ -43,7 +43,12 @@ fn watch(case: &Case, config: &TrainConfig, folder: &Path) -> (isize, usize) {
     let whole = MemoryBudget::Unlimited;
     prepare(&base, &demo("train.jsonl"), &options, whole, &tokens, &NEVER, &mut |_| {})
         .expect("tokens");
-    let window = WindowSpec { max_seq_length: case.max_seq_length, chunks: None, bos: false };
+    let window = WindowSpec {
+        max_seq_length: case.max_seq_length,
+        chunks: None,
+        bos: false,
+        single_token: false,
+    };
     let data = Dataset::open(TokenFile::open(&tokens).expect("tokens"), &window);
     let config = TrainConfig { length: Length::Iters(case.steps), ..config.clone() };
     let planned = Planned::new(base, data.expect("data"), 0, config).expect("a plan");

@@ -34,7 +34,8 @@ fn session(folder: &Path, counted: &Arc<AtomicU64>) -> (Session, Dataset) {
         &mut |_| {},
     )
     .expect("tokens");
-    let window = WindowSpec { max_seq_length: 64, chunks: Some(8), bos: false };
+    let window =
+        WindowSpec { max_seq_length: 64, chunks: Some(8), bos: false, single_token: false };
     let data = || Dataset::open(TokenFile::open(&tokens).unwrap(), &window).expect("sequences");
     let config = TrainConfig {
         length: Length::Iters(4),

@@ -438,7 +438,8 @@ fn loftq_takes_a_folder_as_its_source() {
         let memory = MemoryBudget::Unlimited;
         let options = PrepareOptions::default();
         prepare(&base, &text, &options, memory, &tokens, &never, &mut |_| {}).expect("tokens");
-        let window = WindowSpec { max_seq_length: 16, chunks: Some(1), bos: false };
+        let window =
+            WindowSpec { max_seq_length: 16, chunks: Some(1), bos: false, single_token: false };
         let tokens = TokenFile::open(&tokens).expect("tokens");
         let config = TrainConfig {
             init_lora_weights: InitLoraWeights::Loftq { source: source.to_owned() },

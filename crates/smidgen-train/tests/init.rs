@@ -48,7 +48,8 @@ fn planned(folder: &Path, model: &Path, config: TrainConfig) -> Result<Planned, 
     let options = PrepareOptions::default();
     prepare(&base, &text, &options, MemoryBudget::Unlimited, &tokens, &NEVER, &mut |_| {})
         .expect("tokens");
-    let window = WindowSpec { max_seq_length: 32, chunks: Some(1), bos: false };
+    let window =
+        WindowSpec { max_seq_length: 32, chunks: Some(1), bos: false, single_token: false };
     let data = Dataset::open(TokenFile::open(&tokens).expect("tokens"), &window).expect("data");
     Planned::new(base, data, 0, config)
 }

@@ -39,7 +39,7 @@ fn write_data(folder: &Path, file: &str, lengths: &[usize]) -> PathBuf {
 }
 
 fn planned(tokens: &Path, max_seq_length: usize, config: &TrainConfig) -> Planned {
-    let window = WindowSpec { max_seq_length, chunks: None, bos: false };
+    let window = WindowSpec { max_seq_length, chunks: None, bos: false, single_token: false };
     let data = Dataset::open(TokenFile::open(tokens).unwrap(), &window).expect("sequences");
     let base = Base::open(demo()).expect("the demo's model");
     Planned::new(base, data, 0, config.clone()).expect("a plan")
@@ -135,7 +135,7 @@ fn a_pack_is_a_batch_of_its_samples() {
 fn a_text_has_nothing_to_pack() {
     let folder = tempfile::tempdir().expect("a folder");
     let tokens = write_data(folder.path(), "text.txt", &[2000]);
-    let window = WindowSpec { max_seq_length: 32, chunks: None, bos: false };
+    let window = WindowSpec { max_seq_length: 32, chunks: None, bos: false, single_token: false };
     let data = Dataset::open(TokenFile::open(&tokens).unwrap(), &window).expect("sequences");
     let base = Base::open(demo()).expect("the demo's model");
     let error = Planned::new(base, data, 0, config(0.0)).expect_err("no packs").to_string();

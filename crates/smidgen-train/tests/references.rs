@@ -56,7 +56,7 @@ fn tokens(base: &Base, text: &str, scratch: &Path) -> PathBuf {
 }
 
 fn windows(base: &Base, tokens: &Path, chunks: usize, bos: bool) -> Evaluation {
-    let spec = WindowSpec { max_seq_length: 256, chunks: Some(chunks), bos };
+    let spec = WindowSpec { max_seq_length: 256, chunks: Some(chunks), bos, single_token: false };
     let data = Dataset::open(TokenFile::open(tokens).expect("tokens"), &spec).expect("windows");
     let rows = data.max_len();
     let adapter = Adapter::none(base);
@@ -263,7 +263,8 @@ fn all_models_qwen_curve() {
     let reference = json("reference/peft_curve_qwen.json");
     let scratch = tempfile::tempdir().expect("a folder");
     let path = tokens(&base, "data/wikitext-2/valid.txt", scratch.path());
-    let spec = WindowSpec { max_seq_length: 256, chunks: Some(10), bos: false };
+    let spec =
+        WindowSpec { max_seq_length: 256, chunks: Some(10), bos: false, single_token: false };
     let start = scratch.path().join("start");
     reference_adapter(&base).save(&base, &start).expect("an adapter");
     let mut curves = Vec::new();

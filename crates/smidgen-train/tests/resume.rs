@@ -35,7 +35,8 @@ fn planned(folder: &Path, config: TrainConfig) -> Planned {
         )
         .expect("tokens");
     }
-    let window = WindowSpec { max_seq_length: 64, chunks: Some(13), bos: false };
+    let window =
+        WindowSpec { max_seq_length: 64, chunks: Some(13), bos: false, single_token: false };
     let data = Dataset::open(TokenFile::open(&tokens).unwrap(), &window).expect("sequences");
     Planned::new(base, data, 0, config).expect("a plan")
 }

@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cancel = Arc::new(AtomicBool::new(false));
 
     let base = Base::open(model)?;
-    let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
+    let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false, single_token: false };
     let memory = MemoryBudget::Bytes(200_000_000);
     let features = FeatureNames::default();
     let options = DataOptions { window, mask_prompt: None, features, memory };

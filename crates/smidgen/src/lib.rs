@@ -27,7 +27,7 @@
 //! let cancel = AtomicBool::new(false);
 //!
 //! let base = Base::open(demo.join("demo.gguf"))?;
-//! let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false };
+//! let window = WindowSpec { max_seq_length: 64, chunks: None, bos: false, single_token: false };
 //! let memory = MemoryBudget::Bytes(64_000_000);
 //! let features = FeatureNames::default();
 //! let options = DataOptions { window, mask_prompt: Some(true), features, memory };

@@ -27,6 +27,10 @@ pub struct WindowArgs {
     /// Train on prompts too, and on all turns of a chat
     #[arg(long, overrides_with = "mask_prompt")]
     pub no_mask_prompt: bool,
+    /// Count only the first token of each answer, and read nothing behind it: for a classification
+    /// whose labels begin with different tokens
+    #[arg(long, conflicts_with = "no_mask_prompt")]
+    pub single_token: bool,
     #[command(flatten)]
     pub chat: ChatArgs,
 }
@@ -111,6 +115,7 @@ impl WindowArgs {
             max_seq_length: self.max_seq_length as usize,
             chunks: self.chunks.map(|n| n as usize),
             bos: self.bos,
+            single_token: self.single_token,
         };
         let features = self.chat.features();
         smidgen::DataOptions { window, mask_prompt, features, memory }

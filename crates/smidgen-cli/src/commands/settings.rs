@@ -119,9 +119,10 @@ fn refuse_others(
 }
 
 /// The flags of side tuning, and whether they are given.
-fn side_flags(args: &SideArgs) -> [(&'static str, bool); 11] {
+fn side_flags(args: &SideArgs) -> [(&'static str, bool); 12] {
     [
         ("--server", args.server.is_some()),
+        ("--loss-on", args.loss_on.is_some()),
         ("--first-tap", args.first_tap.is_some()),
         ("--tap-every", args.tap_every.is_some()),
         ("--tap-bits", args.tap_bits.is_some()),

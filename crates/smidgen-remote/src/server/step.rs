@@ -271,7 +271,7 @@ impl Steps {
                 step.samples.len()
             )));
         }
-        if !labels.scale.is_finite() || labels.bytes.len() % LABEL_BYTES != 0 {
+        if !labels.scale.is_finite() || !labels.bytes.len().is_multiple_of(LABEL_BYTES) {
             return Err(Status::invalid_argument(format!(
                 "{} bytes of labels, a label having {LABEL_BYTES}, and a scale of {}",
                 labels.bytes.len(),

@@ -31,7 +31,7 @@ fn write_text(folder: &Path, tokens: u32) -> PathBuf {
 }
 
 fn open(path: &Path, max_seq_length: usize, chunks: Option<usize>, bos: bool) -> Dataset {
-    let spec = WindowSpec { max_seq_length, chunks, bos };
+    let spec = WindowSpec { max_seq_length, chunks, bos, single_token: false };
     Dataset::open(TokenFile::open(path).unwrap(), &spec).unwrap()
 }
 
@@ -118,7 +118,7 @@ fn windows_with_bos_keep_their_targets() {
     let folder = tempfile::tempdir().unwrap();
     let path = write_text(folder.path(), 10);
     let mut file = TokenFile::open(&path).unwrap();
-    let spec = WindowSpec { max_seq_length: 5, chunks: None, bos: true };
+    let spec = WindowSpec { max_seq_length: 5, chunks: None, bos: true, single_token: false };
     assert!(Dataset::open(file, &spec).unwrap_err().to_string().contains("BOS"));
     let tokenizer = tiny().with_bos_eos(Some(3), Some(0)).unwrap();
     let mut writer = TokenFileWriter::create(&path, TokenFileKind::Text, &tokenizer, true).unwrap();
@@ -156,10 +156,37 @@ fn samples_with_bos_of_their_own() {
 }
 
 #[test]
+fn of_an_answer_its_first_token_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.tokens");
+    let write = |masked| {
+        let kind = TokenFileKind::Samples;
+        let mut writer = TokenFileWriter::create(&path, kind, &tiny(), masked).unwrap();
+        writer.push_sample(&sample(&[1, 2, 3, 4, 0], &[0, 0, 1, 1, 1])).unwrap();
+        writer.push_sample(&sample(&[1, 1, 1, 1, 2, 0], &[0, 0, 0, 0, 1, 1])).unwrap();
+        writer.push_sample(&sample(&[2, 4, 0], &[0, 1, 1])).unwrap();
+        writer.finish([0; 32]).unwrap();
+        TokenFile::open(&path).unwrap()
+    };
+    let spec = WindowSpec { max_seq_length: 4, chunks: None, bos: false, single_token: true };
+    let dataset = Dataset::open(write(true), &spec).unwrap();
+    assert_eq!(read(&dataset), [sample(&[1, 2, 3], &[0, 0, 1]), sample(&[2, 4], &[0, 1])]);
+    assert_eq!((dataset.max_len(), dataset.targets()), (3, 2));
+    // What is behind an answer is not missed.
+    assert_eq!((dataset.truncated(), dataset.dropped()), (1, 1));
+    assert_eq!(dataset.lengths().unwrap(), [3, 2]);
+    let error = Dataset::open(write(false), &spec).unwrap_err().to_string();
+    assert!(error.contains("prompts are in the loss"), "{error}");
+    let text = TokenFile::open(&write_text(folder.path(), 9)).unwrap();
+    let error = Dataset::open(text, &spec).unwrap_err().to_string();
+    assert!(error.contains("no answers"), "{error}");
+}
+
+#[test]
 fn specs_that_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = write_text(folder.path(), 3);
-    let spec = WindowSpec { max_seq_length: 4, chunks: Some(1), bos: false };
+    let spec = WindowSpec { max_seq_length: 4, chunks: Some(1), bos: false, single_token: false };
     let error = Dataset::open(TokenFile::open(&path).unwrap(), &spec).unwrap_err();
     let said = error.of(Path::new("a.txt")).to_string();
     assert_eq!(
@@ -168,7 +195,7 @@ fn specs_that_leave_nothing() {
          ones of 4; give a longer text, or a smaller --max-seq-length"
     );
     for (max_seq_length, chunks) in [(0, None), (1, None), (4, Some(1)), (2, Some(0))] {
-        let spec = WindowSpec { max_seq_length, chunks, bos: false };
+        let spec = WindowSpec { max_seq_length, chunks, bos: false, single_token: false };
         assert!(Dataset::open(TokenFile::open(&path).unwrap(), &spec).is_err());
     }
 }

@@ -11,7 +11,7 @@ use smidgen_runtime::{Numbers, Pass, Settings};
 use smidgen_text::{Dataset, Fingerprint, Order, Packs};
 
 use super::batches::Batches;
-use super::{Session, Trained};
+use super::{Lora, Session, Trained};
 use crate::adapter::{Adapter, AdapterNote, AdapterShape, AdapterStart};
 use crate::base::Base;
 use crate::error::{Error, Result};
@@ -145,6 +145,7 @@ impl Planned {
         set("--max-seq-length", window.max_seq_length.to_string());
         set("--chunks", or_none(window.chunks.map(|n| n.to_string())));
         set("--bos", window.bos.to_string());
+        set("--single-token", window.single_token.to_string());
         set("--method", config.method.to_string());
         set("the number of sequences a step", config.sequences().to_string());
         set("--pack", config.pack.to_string());
@@ -273,7 +274,7 @@ impl Planned {
             Method::Exact | Method::Lcsb(_) | Method::Side(_) => None,
         };
         let stepper = Stepper::new(self.config.method, optimizer, &adapter)?;
-        self.session(Trained::Lora { adapter, stepper }, record, beginning, loftq)
+        self.session(Trained::Lora(Box::new(Lora { adapter, stepper })), record, beginning, loftq)
     }
 
     /// The same for [`Method::Side`]: the network is trained behind `link`, which says how many steps
@@ -298,7 +299,7 @@ impl Planned {
             )));
         }
         let record = Record { done, ..self.record()? };
-        self.session(Trained::Side(run), record, None, None)
+        self.session(Trained::Side(Box::new(run)), record, None, None)
     }
 
     fn session(

@@ -31,7 +31,8 @@ pub fn dataset(base: &Base, folder: &Path, sequences: &[Sequence]) -> Dataset {
     }
     writer.finish([0; 32]).expect("a token file");
     let longest = sequences.iter().map(|s| s.ids.len()).max().expect("sequences");
-    let window = WindowSpec { max_seq_length: longest, chunks: None, bos: false };
+    let window =
+        WindowSpec { max_seq_length: longest, chunks: None, bos: false, single_token: false };
     Dataset::open(TokenFile::open(&path).expect("a token file"), &window).expect("sequences")
 }
 
@@ -41,7 +42,8 @@ pub fn text_windows(base: &Base, text: &Path, length: usize, count: usize) -> Ve
     let tokens = folder.path().join("text.tokens");
     let (options, budget) = (PrepareOptions::default(), MemoryBudget::Unlimited);
     prepare(base, text, &options, budget, &tokens, &NEVER, &mut |_| {}).expect("tokens");
-    let window = WindowSpec { max_seq_length: length, chunks: Some(count), bos: false };
+    let window =
+        WindowSpec { max_seq_length: length, chunks: Some(count), bos: false, single_token: false };
     let data = Dataset::open(TokenFile::open(&tokens).expect("a token file"), &window);
     let data = data.expect("windows");
     let read = |window| {
