@@ -579,7 +579,7 @@ fn labels_are_for_a_server_that_has_the_model() {
         (with(&[labels(0, 8, good.clone())]), "came before"),
         (with(&[labels(0, 0, good.repeat(2))]), "32 bytes"),
         (with(&[Say::Labels(nan)]), "scale of NaN"),
-        (with(&[update.clone()]), "0 of 1"),
+        (with(std::slice::from_ref(&update)), "0 of 1"),
         (with(&[labels(0, 0, good.clone()), update]), "another hash"),
         (with(&[labels(0, 0, [label(3, 1.0), label(vocabulary, 1.0)].concat())]), "the loss"),
         (with(&[labels(0, 0, [label(3, 1.0), label(4, f32::NAN)].concat())]), "the loss"),
