@@ -143,6 +143,8 @@ pub struct Request {
     pub spool_limit: Option<u64>,
     /// Bytes that a number takes in the scratch file where it waits for its backward: 4, or 2.
     pub spool_number: usize,
+    /// What the caller reads from scratch files of its own in a step, and writes to them.
+    pub own_traffic: Traffic,
     /// Passes that a step of the whole batch takes.
     pub passes: usize,
     /// How fast the machine is.

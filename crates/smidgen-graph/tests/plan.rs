@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use smidgen_graph::layout::{ALIGN, Pins, Place, Program, Rows, lay_out};
 use smidgen_graph::ops::Mlp;
-use smidgen_graph::plan::{LayerPlan, LayerPrograms, ROW_TILE, WeightPages, curve, plan};
+use smidgen_graph::plan::{LayerPlan, LayerPrograms, ROW_TILE, Traffic, WeightPages, curve, plan};
 use smidgen_graph::schedule::Order;
 use smidgen_graph::{
     Access, Activation, Architecture, AttentionShape, Backward, Block, BlockBuilder, Budget,
@@ -187,6 +187,7 @@ fn request(budget: Budget) -> Request {
         spool: false,
         spool_limit: None,
         spool_number: 4,
+        own_traffic: Traffic::default(),
         passes: 1,
         rates: Rates::REFERENCE,
         fixed: vec![Row::new("known", "bytes".into(), 12_345, "whole run", "a caller's")],

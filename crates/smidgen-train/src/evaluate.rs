@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use smidgen_graph::plan::{Plan, Request, plan};
+use smidgen_graph::plan::{Plan, Request, Traffic, plan};
 use smidgen_graph::{Backward, Budget, Gradients, Rates, Row};
 use smidgen_kernels::{Kernels, MatRef};
 use smidgen_models::Info;
@@ -145,6 +145,7 @@ impl<'a> Evaluator<'a> {
             spool: false,
             spool_limit: None,
             spool_number: SpoolFormat::F32.bytes(),
+            own_traffic: Traffic::default(),
             passes: 1,
             rates: Rates::REFERENCE,
             fixed,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use smidgen_graph::plan::{CurvePoint, Plan, Request, curve, plan, remedies};
+use smidgen_graph::plan::{CurvePoint, Plan, Request, Traffic, curve, plan, remedies};
 use smidgen_graph::{Backward, Budget, Gradients, OverBudget, Rates, Row};
 use smidgen_kernels::Kernels;
 use smidgen_runtime::memory::{self, RunPhase};
@@ -177,9 +177,11 @@ pub(crate) fn request(
         "whole run",
         "ids, masks and the order of an epoch",
     ));
+    let mut own_traffic = Traffic::default();
     if let Method::Side(side) = config.method {
         let (shape, size) = side_of(base, side, config, data)?;
-        let (file, evaluates) = (config.spool.is_some(), longest_evaluation > 0);
+        own_traffic = side_traffic(&shape, &side, size, config);
+        let (file, evaluates) = (own_traffic.written > 0, longest_evaluation > 0);
         fixed.extend(SideRun::plan_rows(&shape, (&side, size), tokens, file, evaluates));
     }
     let permutes = base.info.sites.iter().any(|site| base.info.permutation(*site).is_some());
@@ -228,6 +230,7 @@ pub(crate) fn request(
         spool: config.spool.is_some(),
         spool_limit: config.spool_limit,
         spool_number: config.spool_format.bytes(),
+        own_traffic,
         passes: config.method.passes() * held.div_ceil((tokens / data.longest.max(1)).max(1)),
         rates: config.rates,
         fixed,
@@ -251,6 +254,20 @@ pub(crate) fn side_of(
     };
     let samples = if comes_again { data.sequences * data.samples } else { 0 };
     Ok((shape, SideSize { tokens: data.longest, step_tokens: held * data.longest, samples }))
+}
+
+/// What a step of side tuning writes to its scratch file, where rows wait for the network, and reads
+/// from it; nothing where there is none, or where that would be more than may be written.
+pub(crate) fn side_traffic(
+    shape: &SideShape,
+    side: &Side,
+    size: SideSize,
+    config: &TrainConfig,
+) -> Traffic {
+    let bytes = SideRun::waiting_bytes(shape, side, size);
+    let may = config.spool.is_some() && config.spool_limit.is_none_or(|limit| bytes <= limit);
+    let bytes = if may { bytes } else { 0 };
+    Traffic { read: bytes, written: bytes }
 }
 
 /// Bytes of a sequence that is held beside its ids and its mask: two vectors and their blocks'

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
-use smidgen_graph::plan::{Request, plan};
+use smidgen_graph::plan::{Request, Traffic, plan};
 use smidgen_graph::{Backward, Budget, Factor, Gradients, Rates, WeightPages};
 use smidgen_kernels::Kernels;
 use smidgen_runtime::memory::Meter;
@@ -173,6 +173,7 @@ fn gradients(base: &Base, adapter: &Adapter, ids: &[u32], counts: &[bool]) -> (f
         spool: false,
         spool_limit: None,
         spool_number: 4,
+        own_traffic: Traffic::default(),
         passes: 1,
         rates: Rates::REFERENCE,
         fixed: vec![],

@@ -476,7 +476,11 @@ impl<'a> Search<'a> {
             Paged::State => [0, states],
             Paged::All => [params, states],
         };
-        Traffic { read: spooled + reads * factors + state, written: spooled + factors + state }
+        let own = self.request.own_traffic;
+        Traffic {
+            read: own.read + spooled + reads * factors + state,
+            written: own.written + spooled + factors + state,
+        }
     }
 
     /// Seconds of a step but for files.

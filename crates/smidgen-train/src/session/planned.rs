@@ -20,7 +20,7 @@ use crate::method::{Method, Stepper};
 use crate::optimizer::Optimizer;
 use crate::planning::{
     DataSize, adapter_start, check_length, loftq_start, plan_or_remedies, process_row, request,
-    settings, side_of,
+    settings, side_of, side_traffic,
 };
 use crate::replay::Beginning;
 use crate::schedule::Shape;
@@ -288,7 +288,8 @@ impl Planned {
         };
         let size = DataSize::of(&self.data, self.packs.as_ref());
         let (shape, size) = side_of(&self.base, side, &self.config, size)?;
-        let folder = self.settings.spool_folder.as_deref();
+        let in_file = side_traffic(&shape, &side, size, &self.config).written > 0;
+        let folder = self.settings.spool_folder.as_deref().filter(|_| in_file);
         let keys = (secret, self.config.seed);
         let mut run = SideRun::new(shape, link, keys, &side, size, folder)?;
         let done = run.confirmed()?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use smidgen_graph::plan::{HEAD_ROWS, Request, plan};
+use smidgen_graph::plan::{HEAD_ROWS, Request, Traffic, plan};
 use smidgen_graph::{Backward, Budget, Gradients, Rates};
 use smidgen_kernels::Kernels;
 use smidgen_runtime::memory::RunPhase;
@@ -48,6 +48,7 @@ impl SideHead {
             spool: false,
             spool_limit: None,
             spool_number: SpoolFormat::F32.bytes(),
+            own_traffic: Traffic::default(),
             passes: 1,
             rates: Rates::REFERENCE,
             fixed: vec![],

@@ -131,8 +131,9 @@ struct Ahead {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     sample: u32,
-    /// Where its hidden states begin.
+    /// Where its hidden states begin, and how many rows they have.
     first: usize,
+    rows: usize,
 }
 
 /// Bytes of taps that are collected before they are given to the link.
@@ -172,6 +173,12 @@ impl SideRun {
             seed,
             hidden,
         })
+    }
+
+    /// Bytes of a step that wait for its network, at most.
+    pub(crate) fn waiting_bytes(shape: &SideShape, side: &Side, size: SideSize) -> u64 {
+        let HiddenSize { hidden, rows, .. } = hidden_size(shape, side, size);
+        4 * hidden as u64 * rows as u64
     }
 
     /// The plan's lines for it, where a pass takes up to `pass` rows; `evaluates` if the network is to
@@ -271,17 +278,15 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<StepLoss> {
         let number = settings.number;
-        let scale = match self.scale {
-            Some(scale) => scale,
-            None => self.measure_scale(engine, data, pass, cancel)?,
-        };
-        self.scale = Some(scale);
+        if self.scale.is_none() && number > 1 {
+            self.scale = Some(self.scale_of_first_step(engine, data, pass, cancel)?);
+        }
         if self.ahead.front().is_none_or(|ahead| ahead.step != number) {
             self.ahead.clear();
             self.begin(engine, data, number, pass, cancel)?;
         }
         let sum = match self.loss {
-            LossOn::Device => Some(self.losses(engine, data, scale, pass, cancel)?),
+            LossOn::Device => Some(self.losses(engine, data, pass, cancel)?),
             LossOn::Trainer => None,
         };
         let Some(first) = self.ahead.front() else {
@@ -358,11 +363,25 @@ impl SideRun {
                 }
                 LossOn::Device => {}
                 LossOn::Trainer => {
-                    let stream = runs.then(|| &*engine.stream_mut(pass.rows()));
-                    self.tell_labels((step, place), at, stream)?;
+                    if runs {
+                        self.keep_norms(at, engine.stream_mut(pass.rows()))?;
+                    }
+                    if self.scale.is_some() {
+                        self.tell_labels((step, place), first)?;
+                    }
                 }
             }
-            ahead.samples.push(Waiting { sample, first });
+            ahead.samples.push(Waiting { sample, first, rows });
+        }
+        if self.scale.is_none() {
+            self.scale = Some(self.scale_of(&ahead)?);
+            let told = if self.loss == LossOn::Trainer { ahead.samples.as_slice() } else { &[] };
+            for (place, &Waiting { sample, first, .. }) in told.iter().enumerate() {
+                data.read(sample, &mut self.sequence)?;
+                fill(pass, slice::from_ref(&self.sequence), 0, tokens);
+                self.note_targets(pass);
+                self.tell_labels((step, place), first)?;
+            }
         }
         self.ahead.push_back(ahead);
         Ok(())
@@ -376,26 +395,20 @@ impl SideRun {
         self.targets.extend(pass.targets.iter().flatten());
     }
 
-    /// Tells the trainer of the noted targets of a sample. What their rows were divided by is kept
-    /// with it: taken from `stream` if the sample has just been run.
-    fn tell_labels(
-        &mut self,
-        (step, place): (u64, usize),
-        (sample, first): (u32, usize),
-        stream: Option<&[f32]>,
-    ) -> Result<()> {
+    /// Keeps what the noted rows of a sample that has just been run were divided by.
+    fn keep_norms(&mut self, (sample, first): (u32, usize), stream: &[f32]) -> Result<()> {
+        let hidden = self.shape.hidden();
         let norms = &mut self.rows_at_work[..self.rows.len()];
-        match stream {
-            Some(stream) => {
-                let hidden = self.shape.hidden();
-                for (norm, row) in norms.iter_mut().zip(&self.rows) {
-                    let row = &stream[row * hidden..(row + 1) * hidden];
-                    *norm = (sum_squares(row) / hidden as f64).sqrt() as f32;
-                }
-                self.hidden.write((sample, first), norms, 0..norms.len())?;
-            }
-            None => self.hidden.read(first, norms)?,
+        for (norm, row) in norms.iter_mut().zip(&self.rows) {
+            *norm = rms(&stream[row * hidden..(row + 1) * hidden]);
         }
+        self.hidden.write((sample, first), norms, 0..norms.len())
+    }
+
+    /// Tells the trainer of the noted targets of a sample whose norms are kept from `first` on.
+    fn tell_labels(&mut self, (step, place): (u64, usize), first: usize) -> Result<()> {
+        let norms = &mut self.rows_at_work[..self.rows.len()];
+        self.hidden.read(first, norms)?;
         let labels = self.targets.iter().zip(norms);
         let labels: Vec<SideLabel> =
             labels.map(|(&target, &mut rms)| SideLabel { target, rms }).collect();
@@ -433,15 +446,15 @@ impl SideRun {
         &mut self,
         engine: &mut Engine,
         data: &mut dyn SideSamples,
-        scale: f32,
         pass: &mut Pass,
         cancel: &AtomicBool,
     ) -> Result<f64> {
         let Some(ahead) = self.ahead.front() else { return Ok(0.0) };
         let (hidden, kernels) = (self.shape.hidden(), engine.kernels());
+        let scale = self.scale.unwrap_or(1.0);
         let weight = 1.0 / ahead.targets.max(1) as f32;
         let mut sum = 0.0;
-        for (place, &Waiting { sample, first }) in ahead.samples.iter().enumerate() {
+        for (place, &Waiting { sample, first, .. }) in ahead.samples.iter().enumerate() {
             stop_if(cancel)?;
             data.read(sample, &mut self.sequence)?;
             fill(pass, slice::from_ref(&self.sequence), 0, self.sequence.ids.len());
@@ -466,9 +479,26 @@ impl SideRun {
         Ok(sum)
     }
 
-    /// Root mean square of the last hidden state over all positions of the first step that have a
-    /// target.
-    fn measure_scale(
+    /// c by what waits of the first step, which has just begun.
+    fn scale_of(&mut self, first: &Ahead) -> Result<f32> {
+        let (hidden, mut squares, mut rows) = (self.shape.hidden(), 0.0, 0);
+        for waiting in &first.samples {
+            let width = if self.loss == LossOn::Trainer { 1 } else { hidden };
+            for row in waiting.first..waiting.first + waiting.rows {
+                let row_at_work = &mut self.rows_at_work[..width];
+                self.hidden.read(row, row_at_work)?;
+                squares += match self.loss {
+                    LossOn::Device => sum_squares(row_at_work),
+                    LossOn::Trainer => squares_of(row_at_work[0], hidden),
+                };
+            }
+            rows += waiting.rows;
+        }
+        Ok(scale_by(squares, rows * hidden))
+    }
+
+    /// The same bits for a run that goes on: its first step's samples are run once more.
+    fn scale_of_first_step(
         &mut self,
         engine: &mut Engine,
         data: &mut dyn SideSamples,
@@ -490,12 +520,15 @@ impl SideRun {
             self.forward(engine, (1, 0, sample), false, pass)?;
             let stream = engine.stream_mut(pass.rows());
             for row in &self.rows {
-                squares += sum_squares(&stream[row * hidden..(row + 1) * hidden]);
+                let row = &stream[row * hidden..(row + 1) * hidden];
+                squares += match self.loss {
+                    LossOn::Device => sum_squares(row),
+                    LossOn::Trainer => squares_of(rms(row), hidden),
+                };
             }
             count += self.rows.len() * hidden;
         }
-        let scale = (squares / count.max(1) as f64).sqrt() as f32;
-        Ok(if scale > 0.0 { scale } else { 1.0 })
+        Ok(scale_by(squares, count))
     }
 
     /// What stands for the taps of the sample that was read: HMAC-SHA256 under the device's secret of
@@ -558,6 +591,22 @@ impl SideRun {
 
 fn sum_squares(row: &[f32]) -> f64 {
     row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+}
+
+/// Root mean square.
+fn rms(row: &[f32]) -> f32 {
+    (sum_squares(row) / row.len().max(1) as f64).sqrt() as f32
+}
+
+/// Sum of the squares of a row of `len` numbers with that root mean square.
+fn squares_of(rms: f32, len: usize) -> f64 {
+    f64::from(rms) * f64::from(rms) * len as f64
+}
+
+/// c by the sum of squares of so many numbers.
+fn scale_by(squares: f64, count: usize) -> f32 {
+    let scale = (squares / count.max(1) as f64).sqrt() as f32;
+    if scale > 0.0 { scale } else { 1.0 }
 }
 
 fn hidden_size(shape: &SideShape, side: &Side, size: SideSize) -> HiddenSize {

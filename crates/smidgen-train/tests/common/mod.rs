@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
-use smidgen_graph::plan::{Plan, Request, plan};
+use smidgen_graph::plan::{Plan, Request, Traffic, plan};
 use smidgen_graph::{
     Architecture, Backward, Block, Budget, Factor, Gradients, LoraSpec, OverBudget, Paged, Rates,
     WeightPages,
@@ -224,6 +224,7 @@ impl Run {
             spool: self.spool.is_some(),
             spool_limit: None,
             spool_number: 4,
+            own_traffic: Traffic::default(),
             passes: 1,
             rates: Rates::REFERENCE,
             fixed: vec![],
