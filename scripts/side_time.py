@@ -2,9 +2,9 @@
 
     scripts/side_time.py MODEL.gguf DATA OUT [--steps 12] [--rounds 3] [--flags '--tap-bits 8']...
 
-DATA is a folder with GSM8K's train.jsonl. The device has the first core, one thread and `--memory min`; the server has the other
-cores. Seconds are those of all of a run's steps, the first one's measuring of c included, over their number; CPU seconds those of
-the whole process, model and plan included. The table it prints is in docs/side-tuning.md. Needs `cargo build --release`.
+DATA is a folder with GSM8K's train.jsonl. The device has the first core, one thread and, if `--flags` don't say otherwise,
+`--memory min`; the server has the other cores. Seconds are those of all of a run's steps over their number; CPU seconds those of
+the whole process, model and plan included. `--flags` adds a run, `--only-flags` leaves out those with the least memory. The table it prints is in docs/side-tuning.md. Needs `cargo build --release`.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def train(args, name, flags):
     line = [
         *["taskset", "-c", "0", SMIDGEN, "train", "-m", args.model, "--data", str(Path(args.data) / "train.jsonl")],
         *["--prompt-feature", "question", "--completion-feature", "answer", "--max-seq-length", "256", "--no-shuffle"],
-        *["--chunks", str(args.steps), "--iters", str(args.steps), "--memory", "min", "--threads", "1", "--json"],
+        *["--chunks", str(args.steps), "--iters", str(args.steps), "--threads", "1", "--json"],
+        *([] if "--memory" in flags else ["--memory", "min"]),
         *["-o", str(Path(args.out) / name), *flags],
     ]
     shutil.rmtree(Path(args.out) / name, ignore_errors=True)
@@ -57,6 +58,7 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--flags", action="append", default=[])
+    parser.add_argument("--only-flags", action="store_true")
     args = parser.parse_args()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,8 @@ def main():
     time.sleep(1)
     side = ["--method", "side", "--server", f"http://127.0.0.1:{PORT}", "--server-token", str(out / "token")]
     ways = {"exact": []}
-    for flags in ["--loss-on device", "--loss-on server", *args.flags]:
+    usual = [] if args.only_flags else ["--loss-on device", "--loss-on server"]
+    for flags in [*usual, *args.flags]:
         ways[flags] = [*side, *flags.split()]
     found = {name: [] for name in ways}
     try:

@@ -169,11 +169,13 @@ pub(crate) fn request(
     let tokens = data.tokens(longest_evaluation);
     let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, settings, tokens);
     let held = config.sequences().min(data.sequences);
+    // Side tuning reads a step's sequences one at a time.
+    let read = if matches!(config.method, Method::Side(_)) { 1 } else { held };
     let packed = (data.samples - 1) * (SEQUENCE + PLACES);
     fixed.push(Row::new(
         "sequences",
-        format!("{held} x {} tokens", data.longest),
-        (held * (data.longest * 5 + SEQUENCE + packed) + tokens * 34 + data.sequences * 4) as u64,
+        format!("{read} x {} tokens", data.longest),
+        (read * (data.longest * 5 + SEQUENCE + packed) + tokens * 34 + data.sequences * 4) as u64,
         "whole run",
         "ids, masks and the order of an epoch",
     ));
@@ -286,7 +288,7 @@ const SHORTEST: usize = 2;
 const FACTOR: usize = 320;
 
 /// What threads' stacks, small buffers and the allocator's slack add once a run has started.
-const GROWTH: u64 = 150_000;
+const GROWTH: u64 = 110_000;
 
 /// The plan's line for what the process holds before the run makes anything.
 pub(crate) fn process_row() -> Row {
