@@ -468,7 +468,9 @@ impl Patience {
             return Err(caller.unreachable(&why, self.retry_for));
         }
         std::thread::sleep(wait);
-        self.wait = (2 * self.wait).min(BACK_OFF[1]);
+        // Slowly at first: what a server says of a certificate can be lost with the connection that it
+        // closes, and is heard at one of the next tries.
+        self.wait = self.wait.mul_f64(1.25).min(BACK_OFF[1]);
         Ok(())
     }
 }
