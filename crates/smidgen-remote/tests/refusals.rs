@@ -563,6 +563,8 @@ fn labels_are_for_a_server_that_has_the_model() {
         Say::Labels(Labels { step: 1, place, offset, bytes, scale: 1.0 })
     };
     let nan = Labels { step: 1, place: 0, offset: 0, bytes: good.clone(), scale: f32::NAN };
+    let rest = good[8..].to_vec();
+    let other = Labels { step: 1, place: 0, offset: 8, bytes: rest, scale: 2.0 };
     let update = Say::Update(Update { step: 1, rate: 1e-2, hash: vec![0; 32] });
     let gradient = Say::Gradient(Gradient { step: 1, place: 0, offset: 0, bytes: vec![0; 4] });
     let ask = Say::Ask(Ask { step: 1, place: 0 });
@@ -579,6 +581,7 @@ fn labels_are_for_a_server_that_has_the_model() {
         (with(&[labels(0, 8, good.clone())]), "came before"),
         (with(&[labels(0, 0, good.repeat(2))]), "32 bytes"),
         (with(&[Say::Labels(nan)]), "scale of NaN"),
+        (with(&[labels(0, 0, good[..8].to_vec()), Say::Labels(other)]), "scale of 2"),
         (with(std::slice::from_ref(&update)), "0 of 1"),
         (with(&[labels(0, 0, good.clone()), update]), "another hash"),
         (with(&[labels(0, 0, [label(3, 1.0), label(vocabulary, 1.0)].concat())]), "the loss"),

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use smidgen_graph::plan::{Plan, Request, Traffic, plan};
-use smidgen_graph::{Backward, Budget, Gradients, Rates, Row};
-use smidgen_kernels::{Kernels, MatRef};
+use smidgen_graph::plan::{Plan, Request, plan};
+use smidgen_graph::{Backward, Budget, Row};
+use smidgen_kernels::MatRef;
 use smidgen_models::Info;
 use smidgen_runtime::memory::RunPhase;
-use smidgen_runtime::{Engine, KvCache, Pass, Settings, SpoolFormat, Taps, fixed_rows};
+use smidgen_runtime::{Engine, KvCache, Pass, Taps, fixed_rows};
 use smidgen_text::{Dataset, Sequence};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::{Result, stop_if};
-use crate::planning::{check_length, process_row};
+use crate::planning::{check_length, frozen_request, frozen_settings, process_row};
 use crate::side::SideForward;
 use crate::step::fill;
 use crate::tuning::Tuning;
@@ -114,14 +114,7 @@ impl<'a> Evaluator<'a> {
             Tuning::Lora(adapter) => (adapter, None),
             Tuning::Side(network) => (Adapter::none(base), Some(network)),
         };
-        let settings = Settings {
-            kernels: Kernels::detect(),
-            threads,
-            positions,
-            spool_folder: None,
-            spool_format: SpoolFormat::F32,
-            meter: base.meter().next_run(RunPhase::Evaluating),
-        };
+        let settings = frozen_settings(base, threads, positions, RunPhase::Evaluating);
         let mut fixed = fixed_rows(base.blocks.as_ref(), &base.weights, &settings, tokens);
         let mut process = process_row();
         // What was trained is there already and has a line of its own.
@@ -134,22 +127,9 @@ impl<'a> Evaluator<'a> {
             fixed.extend(SideForward::plan_rows(network.shape(), tokens));
         }
         let request = Request {
-            tokens,
-            lora: adapter.shape().spec().clone(),
-            first_trained: adapter.shape().first_layer(),
-            gradients: Gradients::Block,
-            optimizer_state: vec![],
-            backward: Backward::Nothing,
-            walked_back: 1.0,
             budget,
-            spool: false,
-            spool_limit: None,
-            spool_number: SpoolFormat::F32.bytes(),
-            own_traffic: Traffic::default(),
-            passes: 1,
-            rates: Rates::REFERENCE,
             fixed,
-            weights: base.weights.pages(),
+            ..frozen_request(base, adapter.shape(), tokens, Backward::Nothing)
         };
         let plan = Arc::new(plan(base.blocks.as_ref(), &request)?);
         smidgen_weights::release_free_heap();

@@ -6,7 +6,7 @@ use smidgen_graph::plan::{CurvePoint, Plan, Request, Traffic, curve, plan, remed
 use smidgen_graph::{Backward, Budget, Gradients, OverBudget, Rates, Row};
 use smidgen_kernels::Kernels;
 use smidgen_runtime::memory::{self, RunPhase};
-use smidgen_runtime::{Settings, fixed_rows};
+use smidgen_runtime::{Settings, SpoolFormat, fixed_rows};
 use smidgen_text::{Dataset, Packs, Sequence};
 
 use crate::adapter::{AdapterNote, AdapterShape, AdapterStart, InitLoraWeights};
@@ -97,6 +97,50 @@ fn ahead(base: &Base, longest: usize, config: &TrainConfig) -> Result<Request> {
     let size = DataSize { sequences: config.sequences(), longest, samples };
     let settings = settings(base, config, longest);
     request(base, start.shape(), config, size, 0, &settings, process)
+}
+
+/// How an engine runs in which nothing is trained.
+pub(crate) fn frozen_settings(
+    base: &Base,
+    threads: usize,
+    positions: usize,
+    phase: RunPhase,
+) -> Settings {
+    Settings {
+        kernels: Kernels::detect(),
+        threads,
+        positions,
+        spool_folder: None,
+        spool_format: SpoolFormat::F32,
+        meter: base.meter().next_run(phase),
+    }
+}
+
+/// What such an engine asks for, with whatever memory is fastest and nothing beside the arena.
+pub(crate) fn frozen_request(
+    base: &Base,
+    adapter: &AdapterShape,
+    tokens: usize,
+    backward: Backward,
+) -> Request {
+    Request {
+        tokens,
+        lora: adapter.spec().clone(),
+        first_trained: adapter.first_layer(),
+        gradients: Gradients::Block,
+        optimizer_state: vec![],
+        backward,
+        walked_back: 1.0,
+        budget: Budget::Unlimited,
+        spool: false,
+        spool_limit: None,
+        spool_number: SpoolFormat::F32.bytes(),
+        own_traffic: Traffic::default(),
+        passes: 1,
+        rates: Rates::REFERENCE,
+        fixed: vec![],
+        weights: base.weights.pages(),
+    }
 }
 
 /// Refuses sequences that are longer than the model has positions.

@@ -62,11 +62,8 @@ impl Ends {
     }
 
     /// Times that the head's weights are unpacked for a pass.
-    pub fn head_bands(&self, tokens: usize) -> usize {
-        match self.head_rows.tile {
-            Some(_) => self.head_rows.bands(),
-            None => tokens.div_ceil(self.head_rows.all.max(1)),
-        }
+    pub fn head_bands(&self) -> usize {
+        self.head_rows.bands() * self.rows.all.div_ceil(self.head_rows.all.max(1))
     }
 
     /// Seconds of a pass.
@@ -76,7 +73,7 @@ impl Ends {
         let hidden = self.head.0.input.map_or(0, |v| self.head.0.values[v.0 as usize].cols);
         let sweep = request.rates.head(request.tokens, hidden, self.vocabulary(), backward);
         let products = if backward { 2 } else { 1 };
-        let again = self.head_bands(request.tokens) - 1;
+        let again = self.head_bands() - 1;
         let again =
             unpacking_seconds(again * products * hidden * self.vocabulary(), &request.rates);
         program_seconds(&self.embedding.1, request) + program_seconds(head, request) + sweep + again

@@ -505,8 +505,7 @@ impl<'a> Search<'a> {
             Backward::Layers => 1.0 + walked_back * (1.0 + again),
             Backward::Nothing | Backward::Head => 1.0,
         };
-        let head =
-            self.ends(shape.tile).head_bands(self.request.tokens) as f64 * weights.head as f64;
+        let head = self.ends(shape.tile).head_bands() as f64 * weights.head as f64;
         *passes as f64 * (walks * layers + head) / rates.weights
     }
 

@@ -45,8 +45,8 @@ struct Step {
     gradients: VecDeque<Vec<f32>>,
     /// Places whose gradient, or whose labels, were handed to a worker.
     differentiated: usize,
-    /// Of the labels of place `differentiated` + `labels`.
-    label: Vec<u8>,
+    /// c, and bytes so far, of the labels of place `differentiated` + `labels`.
+    label: (f32, Vec<u8>),
     /// c and labels that wait for a worker, from place `differentiated` on.
     labels: VecDeque<(f32, Vec<SideLabel>)>,
     /// Sum of the losses of those that were learned from.
@@ -160,7 +160,7 @@ impl Steps {
             hash.sample(&key, sample.rows);
             let rows = sample.rows as usize;
             let bytes = tap_bytes(shape, rows);
-            wanted = wanted.saturating_add(self.label_bytes(rows));
+            wanted = wanted.saturating_add(label_bytes(self.loss, rows));
             let taps = match cached(&key, bytes) {
                 Some(pinned) => Source::Cached(pinned),
                 None => {
@@ -189,20 +189,12 @@ impl Steps {
             gradient: Vec::new(),
             gradients: VecDeque::new(),
             differentiated: 0,
-            label: Vec::new(),
+            label: (0.0, Vec::new()),
             labels: VecDeque::new(),
             loss: 0.0,
             update: None,
         });
         Ok(bits)
-    }
-
-    /// Bytes of a sample's labels, if there are any.
-    fn label_bytes(&self, rows: usize) -> u64 {
-        match self.loss {
-            LossOn::Device => 0,
-            LossOn::Trainer => (rows as u64).saturating_mul(LABEL_BYTES as u64),
-        }
     }
 
     pub fn taps(&mut self, taps: &Taps, shape: &SideShape) -> Result<(), Status> {
@@ -278,14 +270,19 @@ impl Steps {
                 labels.scale
             )));
         }
-        let due = (step.samples[next].rows as u64).saturating_mul(LABEL_BYTES as u64);
-        append(&mut step.label, labels.offset, &labels.bytes, due, "labels")?;
+        let due = label_bytes(LossOn::Trainer, step.samples[next].rows);
+        append(&mut step.label.1, labels.offset, &labels.bytes, due, "labels")?;
         if labels.offset == 0 {
+            step.label.0 = labels.scale;
             step.hash.scale(labels.scale);
+        } else if labels.scale != step.label.0 {
+            let what = format!("a scale of {} within a sample that has another", labels.scale);
+            return Err(Status::invalid_argument(what));
         }
         step.hash.bytes(&labels.bytes);
-        if step.label.len() as u64 == due {
-            step.labels.push_back((labels.scale, read_labels(&std::mem::take(&mut step.label))));
+        if step.label.1.len() as u64 == due {
+            let (scale, bytes) = std::mem::take(&mut step.label);
+            step.labels.push_back((scale, read_labels(&bytes)));
         }
         Ok(())
     }
@@ -327,11 +324,7 @@ impl Steps {
 
     /// What a worker can do now, which is then taken to be done.
     pub fn next_job(&mut self, shape: &SideShape) -> Option<Job> {
-        let (loss, of_labels) = (self.loss, |rows| self.label_bytes(rows));
-        let labels_of_next = self
-            .steps
-            .front()
-            .and_then(|step| Some(of_labels(step.samples.get(step.forwarded)?.rows)));
+        let loss = self.loss;
         let step = self.steps.front_mut()?;
         if let Some(gradient) = step.gradients.pop_front() {
             step.differentiated += 1;
@@ -354,13 +347,14 @@ impl Steps {
         let sample = step.samples.get_mut(place)?;
         let (key, rows) = (sample.key, sample.rows);
         let due = tap_bytes(shape, rows);
-        let is_sent = matches!(&sample.taps, Source::Sent(_));
-        if matches!(&sample.taps, Source::Sent(held) if (held.len() as u64) < due) {
-            return None;
-        }
+        let held = match &sample.taps {
+            Source::Sent(held) if (held.len() as u64) < due => return None,
+            Source::Sent(_) => due,
+            Source::Cached(_) | Source::Used => 0,
+        };
         step.forwarded += 1;
+        self.tap_bytes -= held + label_bytes(loss, rows);
         let taps = std::mem::replace(&mut sample.taps, Source::Used);
-        self.tap_bytes -= if is_sent { due } else { 0 } + labels_of_next.unwrap_or(0);
         if let Some((scale, labels)) = step.labels.pop_front() {
             step.differentiated += 1;
             let factors = (scale, 1.0 / targets.max(1) as f32);
@@ -411,6 +405,14 @@ impl Steps {
         if self.steps.pop_front().is_some() {
             self.confirmed += 1;
         }
+    }
+}
+
+/// Bytes of a sample's labels, if there are any.
+fn label_bytes(loss: LossOn, rows: usize) -> u64 {
+    match loss {
+        LossOn::Device => 0,
+        LossOn::Trainer => (rows as u64).saturating_mul(LABEL_BYTES as u64),
     }
 }
 

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use smidgen_graph::plan::{HEAD_ROWS, Request, Traffic, plan};
-use smidgen_graph::{Backward, Budget, Gradients, Rates};
-use smidgen_kernels::Kernels;
+use smidgen_graph::Backward;
+use smidgen_graph::plan::{HEAD_ROWS, plan};
 use smidgen_runtime::memory::RunPhase;
-use smidgen_runtime::{Engine, Pass, Segment, Settings, SpoolFormat};
+use smidgen_runtime::{Engine, Pass, Segment};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
+use crate::planning::{frozen_request, frozen_settings};
 
 /// The head of a model, for who trains side networks and is told the labels.
 #[derive(Debug)]
@@ -27,33 +27,9 @@ impl SideHead {
     /// # Errors
     /// The system does not give the memory or the threads.
     pub fn new(base: &Base, threads: usize) -> Result<Self> {
-        let settings = Settings {
-            kernels: Kernels::detect(),
-            threads,
-            positions: HEAD_ROWS,
-            spool_folder: None,
-            spool_format: SpoolFormat::F32,
-            meter: base.meter().next_run(RunPhase::Training),
-        };
+        let settings = frozen_settings(base, threads, HEAD_ROWS, RunPhase::Training);
         let none = Adapter::none(base);
-        let request = Request {
-            tokens: HEAD_ROWS,
-            lora: none.shape().spec().clone(),
-            first_trained: none.shape().first_layer(),
-            gradients: Gradients::Block,
-            optimizer_state: vec![],
-            backward: Backward::Head,
-            walked_back: 1.0,
-            budget: Budget::Unlimited,
-            spool: false,
-            spool_limit: None,
-            spool_number: SpoolFormat::F32.bytes(),
-            own_traffic: Traffic::default(),
-            passes: 1,
-            rates: Rates::REFERENCE,
-            fixed: vec![],
-            weights: base.weights.pages(),
-        };
+        let request = frozen_request(base, none.shape(), HEAD_ROWS, Backward::Head);
         let blocks = base.blocks.as_ref();
         let plan = Arc::new(plan(blocks, &request)?);
         let engine = Engine::new(blocks, Arc::clone(&base.weights), plan, &settings)?;

@@ -336,7 +336,7 @@ impl SideRun {
             let what = format!("{} answers to {} samples", wanted.len(), told.len());
             return Err(Error::Link(LinkError::failed(what)));
         }
-        let (mut before, tokens) = (0, engine.plan().tokens);
+        let mut before = 0;
         for (place, (sample, wanted)) in keyed.into_iter().zip(wanted).enumerate() {
             stop_if(cancel)?;
             let rows = told[place].rows;
@@ -348,9 +348,7 @@ impl SideRun {
             before += rows;
             let runs = wanted || kept.is_none();
             if runs || self.loss == LossOn::Trainer {
-                data.read(sample, &mut self.sequence)?;
-                fill(pass, slice::from_ref(&self.sequence), 0, tokens);
-                self.note_targets(pass);
+                self.take(data, sample, pass)?;
             }
             if runs {
                 self.forward(engine, (step, place, sample), wanted, pass)?;
@@ -377,9 +375,7 @@ impl SideRun {
             self.scale = Some(self.scale_of(&ahead)?);
             let told = if self.loss == LossOn::Trainer { ahead.samples.as_slice() } else { &[] };
             for (place, &Waiting { sample, first, .. }) in told.iter().enumerate() {
-                data.read(sample, &mut self.sequence)?;
-                fill(pass, slice::from_ref(&self.sequence), 0, tokens);
-                self.note_targets(pass);
+                self.take(data, sample, pass)?;
                 self.tell_labels((step, place), first)?;
             }
         }
@@ -387,12 +383,15 @@ impl SideRun {
         Ok(())
     }
 
-    /// Notes which rows of a pass have a target, and which.
-    fn note_targets(&mut self, pass: &Pass) {
+    /// Reads a sample, makes `pass` one over it, and notes which rows have a target, and which.
+    fn take(&mut self, data: &mut dyn SideSamples, sample: u32, pass: &mut Pass) -> Result<()> {
+        data.read(sample, &mut self.sequence)?;
+        fill(pass, slice::from_ref(&self.sequence), 0, self.sequence.ids.len());
         self.rows.clear();
         self.rows.extend(pass.target_rows());
         self.targets.clear();
         self.targets.extend(pass.targets.iter().flatten());
+        Ok(())
     }
 
     /// Keeps what the noted rows of a sample that has just been run were divided by.
@@ -450,20 +449,18 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<f64> {
         let Some(ahead) = self.ahead.front() else { return Ok(0.0) };
+        let (step, samples) = (ahead.step, ahead.samples.clone());
         let (hidden, kernels) = (self.shape.hidden(), engine.kernels());
         let scale = self.scale.unwrap_or(1.0);
         let weight = 1.0 / ahead.targets.max(1) as f32;
         let mut sum = 0.0;
-        for (place, &Waiting { sample, first, .. }) in ahead.samples.iter().enumerate() {
+        for (place, Waiting { sample, first, .. }) in samples.into_iter().enumerate() {
             stop_if(cancel)?;
-            data.read(sample, &mut self.sequence)?;
-            fill(pass, slice::from_ref(&self.sequence), 0, self.sequence.ids.len());
-            self.targets.clear();
-            self.targets.extend(pass.targets.iter().flatten());
+            self.take(data, sample, pass)?;
             for (piece, targets) in self.targets.chunks(HEAD_ROWS).enumerate() {
                 let rows = targets.len();
                 let output = &mut self.rows_at_work[..rows * hidden];
-                self.link.output(ahead.step, place, output).map_err(Error::Link)?;
+                self.link.output(step, place, output).map_err(Error::Link)?;
                 let stream = engine.stream_mut(rows);
                 self.hidden.read(first + piece * HEAD_ROWS, stream)?;
                 let added = MatRef::new(output, rows, hidden);
@@ -473,7 +470,7 @@ impl SideRun {
                 let gradient = MatRef::new(gradient, rows, hidden);
                 kernels.scale(scale, gradient, MatMut::new(output, rows, hidden));
                 sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
-                self.link.gradient(ahead.step, place, output).map_err(Error::Link)?;
+                self.link.gradient(step, place, output).map_err(Error::Link)?;
             }
         }
         Ok(sum)
@@ -481,20 +478,22 @@ impl SideRun {
 
     /// c by what waits of the first step, which has just begun.
     fn scale_of(&mut self, first: &Ahead) -> Result<f32> {
-        let (hidden, mut squares, mut rows) = (self.shape.hidden(), 0.0, 0);
+        let width = waiting_width(&self.shape, self.loss);
+        let (mut squares, mut count) = (0.0, 0);
         for waiting in &first.samples {
-            let width = if self.loss == LossOn::Trainer { 1 } else { hidden };
-            for row in waiting.first..waiting.first + waiting.rows {
-                let row_at_work = &mut self.rows_at_work[..width];
-                self.hidden.read(row, row_at_work)?;
-                squares += match self.loss {
-                    LossOn::Device => sum_squares(row_at_work),
-                    LossOn::Trainer => squares_of(row_at_work[0], hidden),
-                };
+            let (mut at, end) = (waiting.first, waiting.first + waiting.rows);
+            while at < end {
+                let rows = (end - at).min(self.rows_at_work.len() / width);
+                let read = &mut self.rows_at_work[..rows * width];
+                self.hidden.read(at, read)?;
+                for row in read.chunks_exact(width) {
+                    squares += square(if self.loss == LossOn::Trainer { row[0] } else { rms(row) });
+                }
+                at += rows;
             }
-            rows += waiting.rows;
+            count += waiting.rows;
         }
-        Ok(scale_by(squares, rows * hidden))
+        Ok(scale_by(squares, count))
     }
 
     /// The same bits for a run that goes on: its first step's samples are run once more.
@@ -506,27 +505,21 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<f32> {
         let hidden = self.shape.hidden();
-        let (mut squares, mut count, tokens) = (0.0, 0, engine.plan().tokens);
+        let (mut squares, mut count) = (0.0, 0);
         let mut samples = Vec::new();
         data.samples(1, &mut samples);
         for sample in samples {
             stop_if(cancel)?;
-            data.read(sample, &mut self.sequence)?;
-            if self.sequence.target_count() == 0 {
+            self.take(data, sample, pass)?;
+            if self.rows.is_empty() {
                 continue;
             }
-            fill(pass, slice::from_ref(&self.sequence), 0, tokens);
-            self.note_targets(pass);
             self.forward(engine, (1, 0, sample), false, pass)?;
             let stream = engine.stream_mut(pass.rows());
             for row in &self.rows {
-                let row = &stream[row * hidden..(row + 1) * hidden];
-                squares += match self.loss {
-                    LossOn::Device => sum_squares(row),
-                    LossOn::Trainer => squares_of(rms(row), hidden),
-                };
+                squares += square(rms(&stream[row * hidden..(row + 1) * hidden]));
             }
-            count += self.rows.len() * hidden;
+            count += self.rows.len();
         }
         Ok(scale_by(squares, count))
     }
@@ -589,32 +582,33 @@ impl SideRun {
     }
 }
 
-fn sum_squares(row: &[f32]) -> f64 {
-    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
-}
-
 /// Root mean square.
 fn rms(row: &[f32]) -> f32 {
-    (sum_squares(row) / row.len().max(1) as f64).sqrt() as f32
+    let squares: f64 = row.iter().copied().map(square).sum();
+    (squares / row.len().max(1) as f64).sqrt() as f32
 }
 
-/// Sum of the squares of a row of `len` numbers with that root mean square.
-fn squares_of(rms: f32, len: usize) -> f64 {
-    f64::from(rms) * f64::from(rms) * len as f64
+fn square(x: f32) -> f64 {
+    f64::from(x) * f64::from(x)
 }
 
-/// c by the sum of squares of so many numbers.
-fn scale_by(squares: f64, count: usize) -> f32 {
-    let scale = (squares / count.max(1) as f64).sqrt() as f32;
+/// c by the sum of the squares of so many rows' root mean squares.
+fn scale_by(squares: f64, rows: usize) -> f32 {
+    let scale = (squares / rows.max(1) as f64).sqrt() as f32;
     if scale > 0.0 { scale } else { 1.0 }
+}
+
+/// Numbers of a row that wait for the network: of its last hidden state, or what that was divided by.
+fn waiting_width(shape: &SideShape, loss: LossOn) -> usize {
+    match loss {
+        LossOn::Device => shape.hidden(),
+        LossOn::Trainer => 1,
+    }
 }
 
 fn hidden_size(shape: &SideShape, side: &Side, size: SideSize) -> HiddenSize {
     HiddenSize {
-        hidden: match side.loss {
-            LossOn::Device => shape.hidden(),
-            LossOn::Trainer => 1,
-        },
+        hidden: waiting_width(shape, side.loss),
         rows: size.step_tokens,
         steps: side.pace.window + 1,
         samples: size.samples,

@@ -9,9 +9,9 @@
 //!
 //! w being the loss's weight. The server has U, and n by way of the last tap and its own s.
 
-use smidgen_graph::plan::HEAD_ROWS;
 use smidgen_kernels::{GEMM_SCRATCH, Init, Kernels, MatMut, MatRef, Matrix, Operand, Term};
-use smidgen_runtime::{Engine, Numbers, Pass, Segment};
+use smidgen_runtime::{Engine, Numbers, Pass};
+use smidgen_train::SideHead;
 
 use super::walker::{ROWS, rms, run};
 use crate::common::Model;
@@ -134,6 +134,7 @@ impl Head {
 #[derive(Debug)]
 pub struct Device {
     engine: Engine,
+    head: SideHead,
     factors: Numbers,
     hidden: usize,
 }
@@ -152,7 +153,8 @@ pub struct Step {
 impl Device {
     pub fn new(model: &Model, threads: usize) -> Self {
         let engine = run(model.info.layers, threads).engine(model.blocks.as_ref(), &model.weights);
-        Self { engine, factors: Vec::new().into(), hidden: model.info.hidden }
+        let head = SideHead::new(&model.base, threads).expect("a head");
+        Self { engine, head, factors: Vec::new().into(), hidden: model.info.hidden }
     }
 
     /// A step over `ids`, at most [`ROWS`], each of which but the first is a target, with the side
@@ -168,18 +170,9 @@ impl Device {
         stream.iter_mut().zip(side).for_each(|(x, s)| *x += c * s);
         let scale = |row: &[f32]| c * weight / rms(row);
         let scales = stream.chunks_exact(hidden).map(scale).collect();
-        let states = stream.to_vec();
-        let mut gradient = Vec::with_capacity(states.len());
-        let pieces = states.chunks(HEAD_ROWS * hidden).zip(ids[1..].chunks(HEAD_ROWS));
-        for (states, targets) in pieces {
-            pass.clear();
-            pass.ids.resize(targets.len(), 0);
-            pass.targets.extend(targets.iter().copied().map(Some));
-            pass.segments.push(Segment { rows: 0..targets.len(), first_position: 0, sample: 0 });
-            self.engine.stream_mut(targets.len()).copy_from_slice(states);
-            let (_, of_piece) = self.engine.head_gradient(&pass).expect("a gradient");
-            gradient.extend(of_piece.iter().map(|x| c * x));
-        }
+        let mut gradient = stream.to_vec();
+        self.head.loss(&mut gradient, &ids[1..], weight).expect("a gradient");
+        gradient.iter_mut().for_each(|x| *x *= c);
         Step { stream: before, gradient, scales }
     }
 }
