@@ -81,8 +81,9 @@ pub struct Pins {
     pub result: Option<(ValueId, Place)>,
 }
 
-/// Gives every value of `schedule` a place. Where rows are in bands, what has its place given, and
-/// what steps read across rows, holds all of them; the rest holds a band.
+/// Gives every value of `schedule` a place. Where rows are in bands, what has its place given, what
+/// steps read across rows, and what a stage leaves for another, holds all of them; the rest holds a
+/// band.
 pub fn lay_out(schedule: Schedule, pins: &Pins, rows: Rows) -> Program {
     let Schedule { mut values, mut steps, mut remade, mut stages } = schedule;
     // A plan lasts as long as its run.
@@ -182,15 +183,18 @@ impl Groups {
         for (v, _, _) in &pins.pins {
             lives.entry(*v).or_insert(0..0);
         }
+        let left =
+            |life: &Range<usize>| stages.iter().any(|s| life.start < s.end && s.end < life.end);
         let mut groups = Vec::new();
         let mut of = BTreeMap::new();
         for (v, life) in lives {
             let pin = pins.pins.iter().find(|p| p.0 == v);
+            let shared = pin.is_some() || across.contains(&v) || left(&life);
             of.insert(v, groups.len());
             groups.push(Group {
                 members: vec![(v, life)],
                 cols: values[v.0 as usize].cols,
-                whole: rows.tile.is_none() || pin.is_some() || across.contains(&v),
+                whole: rows.tile.is_none() || shared,
                 place: pin.map(|p| p.1),
                 free: pin.is_none_or(|p| p.2),
             });

@@ -116,9 +116,38 @@ impl<'a> Recount<'a> {
 
 /// The forward program. Nothing is left out: every step leads to the output or to a kept value.
 pub fn forward(block: &Differentiated) -> Schedule {
-    let remade = vec![false; block.forward.len()];
-    let stages = vec![Stage { end: block.forward.len(), order: Order::Forth }];
-    Schedule { values: block.values.clone(), steps: block.forward.clone(), remade, stages }
+    let steps = block.forward.clone();
+    let remade = vec![false; steps.len()];
+    let stages = vec![Stage { end: steps.len(), order: Order::Forth }];
+    Schedule { values: block.values.clone(), steps, remade, stages }
+}
+
+/// The forward program for bands of rows with a stage's end wherever all that is left to do reads
+/// one value of what was there, as the MLP reads the residual stream behind attention: keys and
+/// values, which hold all rows, are not there while the other stages run.
+pub fn forward_in_stages(block: &Differentiated) -> Schedule {
+    let mut schedule = forward(block);
+    let ends = narrows(block).into_iter().map(|end| Stage { end, order: Order::Forth });
+    schedule.stages.splice(0..0, ends);
+    schedule
+}
+
+/// Steps of the forward, but the first, before which one value is all that it and those behind it
+/// read of what was there before.
+fn narrows(block: &Differentiated) -> Vec<usize> {
+    let mut read = BTreeSet::new();
+    let mut narrows = Vec::new();
+    for (at, step) in block.forward.iter().enumerate().skip(1).rev() {
+        for v in step.operands(Access::Write) {
+            read.remove(&v);
+        }
+        read.extend(step.operands(Access::Read));
+        if read.len() == 1 {
+            narrows.push(at);
+        }
+    }
+    narrows.reverse();
+    narrows
 }
 
 /// The backward program: the rules' steps, each preceded by the forward steps that make what it

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use smidgen_graph::layout::{ALIGN, Pins, Place, Program, Rows, lay_out};
+use smidgen_graph::layout::{ALIGN, Pins, Place, Placed, Program, Rows, lay_out};
 use smidgen_graph::ops::Mlp;
 use smidgen_graph::plan::{LayerPlan, LayerPrograms, ROW_TILE, Traffic, WeightPages, curve, plan};
 use smidgen_graph::schedule::Order;
@@ -589,6 +589,30 @@ fn memory_grows_with_the_hidden_state_and_the_keys_alone() {
         // A block's input, a gradient, and keys and values with their gradients.
         let most = (2 * HIDDEN + 4 * 2 * HEAD_DIM) as f64 + small;
         assert!(grown <= most + 1.0, "{model:?}: {grown} numbers a token, not {most}");
+    }
+}
+
+/// Where no layer is walked back through, keys and values of the layer at work are gone before its
+/// MLP runs, and the stream that it leaves for the MLP is where the layer's input was.
+#[test]
+fn a_forward_in_bands_holds_keys_and_values_for_attention_alone() {
+    // Side by side with the MLP, attention's keys and values are there as long as the norm's output.
+    for model in ALL.into_iter().filter(|norms| *norms != Norms::Shared).map(Model) {
+        let backward = Backward::Nothing;
+        let request = Request { tokens: 8 * ROW_TILE, backward, ..request(Budget::Least) };
+        let plan = make(&model, &request);
+        for program in plan.programs.iter().map(|p| &p.infer) {
+            let of_mlp =
+                |(v, _): &(&ValueId, &Placed)| program.values[v.0 as usize].name.starts_with("mlp");
+            let whole =
+                |(_, p): &(&ValueId, &Placed)| p.whole && matches!(p.place, Place::Scratch(_));
+            let keys_end = program.places.iter().filter(whole).map(|(_, p)| p.life.end).max();
+            let mlp_starts = program.places.iter().filter(of_mlp).map(|(_, p)| p.life.start).min();
+            assert!(keys_end.is_some() && keys_end <= mlp_starts, "{keys_end:?} {mlp_starts:?}");
+            let widest = program.places.iter().filter(whole);
+            let widest = widest.map(|(v, _)| program.values[v.0 as usize].cols).max();
+            assert_eq!(widest, Some(2 * HEAD_DIM), "{model:?}: keys and values alone");
+        }
     }
 }
 

@@ -239,7 +239,14 @@ impl<'a> Variant<'a> {
         let result = in_place.then_some((output, Place::Input));
         pins.extend((!in_place).then_some((output, Place::Output, false)));
         let pins = Pins { pins: with_kept(pins, kept), result };
-        lay_out(schedule::forward(&self.graph), &pins, self.rows())
+        let rows = self.rows();
+        let whole = lay_out(schedule::forward(&self.graph), &pins, rows);
+        if rows.tile.is_none() {
+            return whole;
+        }
+        // What passes from stage to stage holds all rows: worth it where that is the stream itself.
+        let staged = lay_out(schedule::forward_in_stages(&self.graph), &pins, rows);
+        if staged.scratch_len < whole.scratch_len { staged } else { whole }
     }
 
     fn backward(&self, kept: &Kept) -> Program {
