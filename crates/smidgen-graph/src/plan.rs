@@ -14,7 +14,7 @@ use crate::cost::Rates;
 use crate::layout::{ALIGN, Program};
 use search::Search;
 
-pub use search::{FORWARD_ROW_TILE, HEAD_ROWS, ROW_TILE};
+pub use search::{FORWARD_ROW_TILE, ROW_TILE};
 
 /// A model as the planner and the runtime see it: blocks, and how many.
 pub trait Architecture: fmt::Debug + Send + Sync {
@@ -233,6 +233,9 @@ pub struct Plan {
     pub mlp_tile: usize,
     /// Rows worked on at a time; none for all at once.
     pub row_tile: Option<usize>,
+    /// Rows of the longest pass through the head with its gradient. Fewer than `tokens` where rows
+    /// are in bands and the step's backward ends there.
+    pub head_rows: usize,
     /// Distinct layer programs.
     pub programs: Vec<LayerPrograms>,
     /// Every layer.

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::block::Block;
 use crate::block::{Life, Value, ValueId};
 use crate::layout::{Place, Placed, Program};
-use crate::plan::{
-    Backward, Gradients, HEAD_ROWS, LayerPlan, Paged, Plan, Request, Row, padded, stem,
-};
+use crate::plan::{Backward, Gradients, LayerPlan, Paged, Plan, Request, Row, padded, stem};
 use crate::step::{Step, Term};
 
 /// The table. Lasting buffers first, then what lives at the scratch region's fullest moment.
@@ -162,10 +160,7 @@ fn scratch_rows(plan: &Plan, backward: Backward) -> Vec<Row> {
     }
     let (phase, program) =
         named.into_iter().max_by_key(|(_, p)| p.scratch_len).expect("there are programs");
-    let all = match (phase, backward) {
-        ("head", Backward::Head) => plan.tokens.min(HEAD_ROWS),
-        _ => plan.tokens,
-    };
+    let all = if phase == "head" { plan.head_rows } else { plan.tokens };
     let mut spans: BTreeMap<usize, Vec<(ValueId, &Placed)>> = BTreeMap::new();
     for (v, placed) in &program.places {
         if let Place::Scratch(at) = placed.place {

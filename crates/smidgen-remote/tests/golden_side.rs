@@ -13,6 +13,7 @@ use candle_core::Device;
 use common::runs::dataset;
 use common::{
     FAMILIES, Model, Run, golden_batches, golden_json, golden_model, norm, repository, safetensors,
+    sequences,
 };
 use serde_json::Value;
 use side::TOKENS;
@@ -144,8 +145,13 @@ impl Case {
     }
 
     fn engine(&self, threads: usize, budget: Budget) -> Engine {
+        self.engine_of(TOKENS, threads, budget)
+    }
+
+    /// An engine for sequences of up to so many tokens.
+    fn engine_of(&self, tokens: usize, threads: usize, budget: Budget) -> Engine {
         let lora = LoraSpec { rank: 0, scale: 0.0, dropout: 0.0, modules: Vec::new() };
-        let run = Run::new(lora, self.model.info.layers, TOKENS);
+        let run = Run::new(lora, self.model.info.layers, tokens);
         let backward = match self.loss {
             LossOn::Device => Backward::Head,
             LossOn::Trainer => Backward::Nothing,
@@ -244,5 +250,29 @@ fn losses_depend_on_neither_threads_nor_budget_nor_window_nor_what_is_kept() {
             case.train(&mut case.engine(threads, budget), &mut run)
         });
         assert!(losses.iter().all(|found| *found == losses[0]), "{name}: {losses:?}");
+    }
+}
+
+/// With the least memory, layers are passed and the head is, output to gradient, in bands of 128 rows.
+#[test]
+fn bands_and_pieces_of_the_head_change_no_loss() {
+    let tokens = 300;
+    for name in ["sum", "sum.told"] {
+        let case = Case::open("qwen2", name);
+        let batch = sequences(case.model.info.vocabulary, &[tokens, 40, 201]);
+        let ways = [(Budget::Unlimited, None, tokens), (Budget::Least, Some(128), 128)];
+        let losses = ways.map(|(budget, row_tile, head_rows)| {
+            let mut engine = case.engine_of(tokens, 2, budget);
+            let plan = engine.plan();
+            assert_eq!(plan.row_tile, row_tile, "{name}");
+            if case.loss == LossOn::Device {
+                assert_eq!(plan.head_rows, head_rows, "{name}");
+            }
+            let link = Box::new(case.link());
+            let mut run = side::run_of(tokens, &case.shape, link, case.loss, 1, None);
+            side::train(&mut engine, &mut run, &[batch.clone()], 1..=4, 4, 1e-2)
+        });
+        assert!(losses[0] == losses[1], "{name}: {losses:?}");
+        assert!(losses[0][3] < losses[0][0], "{name}: {losses:?}");
     }
 }

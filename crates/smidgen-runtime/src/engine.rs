@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smidgen_graph::Architecture;
-use smidgen_graph::plan::{Gradients, HEAD_ROWS, Plan, Row};
+use smidgen_graph::plan::{Gradients, Plan, Row};
 use smidgen_kernels::{ATTENTION_SCRATCH, GEMM_SCRATCH, Kernels, MatMut, MatRef, RopeTable};
 
 use crate::band::Band;
@@ -287,7 +287,7 @@ impl Engine {
     }
 
     /// Loss of each sequence of `pass`, whose last hidden state is in [`Engine::stream_mut`], and
-    /// its gradient, rows x hidden. Up to [`HEAD_ROWS`] rows at a time, where the step ends there.
+    /// its gradient, rows x hidden. Takes up to [`Plan::head_rows`] rows.
     ///
     /// # Errors
     /// See [`Error`].
@@ -295,7 +295,7 @@ impl Engine {
     /// # Panics
     /// If the plan has no backward through the head, or the pass more rows than that.
     pub fn head_gradient(&mut self, pass: &Pass) -> Result<(&[SegmentLoss], &mut [f32])> {
-        assert!(pass.rows() <= HEAD_ROWS, "a pass through the head in pieces");
+        assert!(pass.rows() <= self.plan.head_rows, "a pass through the head in pieces");
         self.check(pass)?;
         self.run_head(pass, true)?;
         self.meter.look();

@@ -72,13 +72,14 @@ impl Search<'_> {
         let hidden = self.model.hidden();
         let mut ends = self.ends.into_iter();
         let ends = ends.find(|ends| ends.rows.tile == tiling.rows).expect("ends for each tiling");
-        let Ends { embedding, head, .. } = ends;
+        let Ends { embedding, head, head_rows, .. } = ends;
         let weight_bytes =
             if shape.weights_stay { request.weights.all } else { request.weights.window };
         let mut plan = Plan {
             tokens: request.tokens,
             mlp_tile: tiling.mlp,
             row_tile: tiling.rows,
+            head_rows: head_rows.all,
             programs,
             layers,
             segments,

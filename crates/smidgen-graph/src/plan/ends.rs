@@ -2,7 +2,7 @@
 //! loss.
 
 use super::classes::{program_seconds, unpacking_seconds};
-use super::{Architecture, Backward, HEAD_ROWS, Request};
+use super::{Architecture, Backward, Request};
 use crate::autodiff::differentiate;
 use crate::block::Block;
 use crate::layout::{Pins, Place, Program, Rows, lay_out};
@@ -13,8 +13,8 @@ use crate::table;
 #[derive(Debug)]
 pub(super) struct Ends {
     pub rows: Rows,
-    /// Rows of the head with its gradient.
-    head_rows: Rows,
+    /// Rows of a pass through the head with its gradient.
+    pub head_rows: Rows,
     pub embedding: (Block, Program),
     pub head: (Block, Program, Program),
 }
@@ -35,9 +35,9 @@ impl Ends {
         let mut pins = Pins { pins: vec![(input, Place::Input, false)], result: None };
         let infer = lay_out(schedule::forward(&graph), &pins, rows);
         pins.result = Some((d_input, Place::Scratch(0)));
-        // A step that ends there takes what passes the head in pieces.
+        // A step that ends there passes the head band by band, from output to gradient.
         let head_rows = match request.backward {
-            Backward::Head => Rows { all: request.tokens.min(HEAD_ROWS), tile: None },
+            Backward::Head => Rows { all: tile.unwrap_or(request.tokens), tile: None },
             Backward::Nothing | Backward::Layers => rows,
         };
         let train = schedule::backward(&graph, &Kept::new(), head_rows.tile.is_some());

@@ -45,9 +45,6 @@ const BANDED_HEAD_DIM: usize = 256;
 /// are all that it is to be.
 pub const FORWARD_ROW_TILE: usize = 128;
 
-/// Rows of a band of a pass through the head alone: its weights are unpacked for each band.
-pub const HEAD_ROWS: usize = 128;
-
 /// From the fastest to the smallest. Those in bands are for more rows than a band's.
 const TILINGS: [Tiling; 5] = [
     Tiling { mlp: WIDEST_MLP, rows: None },

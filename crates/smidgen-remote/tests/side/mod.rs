@@ -52,7 +52,19 @@ pub fn run_boxed(
     window: usize,
     folder: Option<&Path>,
 ) -> SideRun {
-    let size = SideSize { tokens: TOKENS, step_tokens: BATCH * TOKENS, samples: 8 * BATCH };
+    run_of(TOKENS, shape, link, loss, window, folder)
+}
+
+/// The same over sequences of up to so many tokens.
+pub fn run_of(
+    tokens: usize,
+    shape: &SideShape,
+    link: Box<dyn SideLink>,
+    loss: LossOn,
+    window: usize,
+    folder: Option<&Path>,
+) -> SideRun {
+    let size = SideSize { tokens, step_tokens: BATCH * tokens, samples: 8 * BATCH };
     let pace = SidePace { window, ..SidePace::default() };
     let side = Side { network: *shape.config(), noise: TapNoise::NONE, loss, pace };
     let keys = (DeviceSecret([7; 32]), 5);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smidgen_graph::Backward;
-use smidgen_graph::plan::{HEAD_ROWS, plan};
+use smidgen_graph::plan::{FORWARD_ROW_TILE, plan};
 use smidgen_runtime::memory::RunPhase;
 use smidgen_runtime::{Engine, Pass, Segment};
 
@@ -11,6 +11,9 @@ use crate::adapter::Adapter;
 use crate::base::Base;
 use crate::error::Result;
 use crate::planning::{frozen_request, frozen_settings};
+
+/// Rows of a pass. Those of larger bands are a multiple.
+const ROWS: usize = FORWARD_ROW_TILE;
 
 /// The head of a model, for who trains side networks and is told the labels.
 #[derive(Debug)]
@@ -27,9 +30,9 @@ impl SideHead {
     /// # Errors
     /// The system does not give the memory or the threads.
     pub fn new(base: &Base, threads: usize) -> Result<Self> {
-        let settings = frozen_settings(base, threads, HEAD_ROWS, RunPhase::Training);
+        let settings = frozen_settings(base, threads, ROWS, RunPhase::Training);
         let none = Adapter::none(base);
-        let request = frozen_request(base, none.shape(), HEAD_ROWS, Backward::Head);
+        let request = frozen_request(base, none.shape(), ROWS, Backward::Head);
         let blocks = base.blocks.as_ref();
         let plan = Arc::new(plan(blocks, &request)?);
         let engine = Engine::new(blocks, Arc::clone(&base.weights), plan, &settings)?;
@@ -52,7 +55,7 @@ impl SideHead {
     pub fn loss(&mut self, states: &mut [f32], targets: &[u32], weight: f32) -> Result<f64> {
         assert_eq!(states.len(), targets.len() * self.hidden, "a row for each target");
         let mut sum = 0.0;
-        let pieces = states.chunks_mut(HEAD_ROWS * self.hidden).zip(targets.chunks(HEAD_ROWS));
+        let pieces = states.chunks_mut(ROWS * self.hidden).zip(targets.chunks(ROWS));
         for (states, targets) in pieces {
             head_pass(&mut self.pass, targets, weight);
             self.engine.stream_mut(targets.len()).copy_from_slice(states);
@@ -64,12 +67,16 @@ impl SideHead {
     }
 }
 
-/// Makes `pass` one through the head alone: a row for each target.
+/// Makes `pass` one through the head alone: a row for each target. Its losses are sums over [`ROWS`]
+/// rows each, so that those of a sample add up the same whatever pieces of whole [`ROWS`] it is
+/// taken in.
 pub(super) fn head_pass(pass: &mut Pass, targets: &[u32], weight: f32) {
     pass.clear();
     pass.ids.resize(targets.len(), 0);
     pass.targets.extend(targets.iter().copied().map(Some));
-    let segment = Segment { rows: 0..targets.len(), first_position: 0, sample: 0 };
-    pass.segments.push(segment);
+    for first in (0..targets.len()).step_by(ROWS) {
+        let rows = first..targets.len().min(first + ROWS);
+        pass.segments.push(Segment { rows, first_position: 0, sample: 0 });
+    }
     pass.weight = weight;
 }

@@ -11,7 +11,6 @@ use std::sync::atomic::AtomicBool;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use smidgen_graph::Row;
-use smidgen_graph::plan::HEAD_ROWS;
 use smidgen_kernels::{Kernels, MatMut, MatRef, TapKey, TapNoise, TapRounding};
 use smidgen_runtime::{Engine, Numbers, Pass, Pool, Taps, sealed};
 use smidgen_text::Sequence;
@@ -457,20 +456,23 @@ impl SideRun {
         for (place, Waiting { sample, first, .. }) in samples.into_iter().enumerate() {
             stop_if(cancel)?;
             self.take(data, sample, pass)?;
-            for (piece, targets) in self.targets.chunks(HEAD_ROWS).enumerate() {
+            let head_rows = engine.plan().head_rows;
+            for (piece, targets) in self.targets.chunks(head_rows).enumerate() {
                 let rows = targets.len();
-                let output = &mut self.rows_at_work[..rows * hidden];
-                self.link.output(step, place, output).map_err(Error::Link)?;
                 let stream = engine.stream_mut(rows);
-                self.hidden.read(first + piece * HEAD_ROWS, stream)?;
-                let added = MatRef::new(output, rows, hidden);
-                kernels.axpy(scale, added, MatMut::new(stream, rows, hidden));
+                self.hidden.read(first + piece * head_rows, stream)?;
+                for stream in stream.chunks_mut(ROWS_AT_WORK * hidden) {
+                    let output = &mut self.rows_at_work[..stream.len()];
+                    self.link.output(step, place, output).map_err(Error::Link)?;
+                    let rows = stream.len() / hidden;
+                    let added = MatRef::new(output, rows, hidden);
+                    kernels.axpy(scale, added, MatMut::new(stream, rows, hidden));
+                }
                 head_pass(pass, targets, weight);
                 let (losses, gradient) = engine.head_gradient(pass)?;
-                let gradient = MatRef::new(gradient, rows, hidden);
-                kernels.scale(scale, gradient, MatMut::new(output, rows, hidden));
+                kernels.scale_in_place(scale, MatMut::new(gradient, rows, hidden));
                 sum = losses.iter().fold(sum, |sum, loss| sum + loss.sum);
-                self.link.gradient(step, place, output).map_err(Error::Link)?;
+                self.link.gradient(step, place, gradient).map_err(Error::Link)?;
             }
         }
         Ok(sum)
@@ -616,10 +618,13 @@ fn hidden_size(shape: &SideShape, side: &Side, size: SideSize) -> HiddenSize {
     }
 }
 
+/// Rows of outputs that are taken at a time.
+const ROWS_AT_WORK: usize = 32;
+
 /// Numbers of rows that are worked on at a time.
 fn numbers_at_work(shape: &SideShape, side: &Side, size: SideSize) -> usize {
     match side.loss {
-        LossOn::Device => size.tokens.min(HEAD_ROWS) * shape.hidden(),
+        LossOn::Device => size.tokens.min(ROWS_AT_WORK) * shape.hidden(),
         LossOn::Trainer => size.tokens,
     }
 }
