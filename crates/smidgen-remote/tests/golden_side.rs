@@ -270,7 +270,7 @@ fn bands_and_pieces_of_the_head_change_no_loss() {
             }
             let link = Box::new(case.link());
             let mut run = side::run_of(tokens, &case.shape, link, case.loss, 1, None);
-            side::train(&mut engine, &mut run, &[batch.clone()], 1..=4, 4, 1e-2)
+            side::train(&mut engine, &mut run, std::slice::from_ref(&batch), 1..=4, 4, 1e-2)
         });
         assert!(losses[0] == losses[1], "{name}: {losses:?}");
         assert!(losses[0][3] < losses[0][0], "{name}: {losses:?}");
