@@ -332,7 +332,7 @@ const SHORTEST: usize = 2;
 const FACTOR: usize = 320;
 
 /// What threads' stacks, small buffers and the allocator's slack add once a run has started.
-const GROWTH: u64 = 110_000;
+const GROWTH: u64 = 80_000;
 
 /// The plan's line for what the process holds before the run makes anything.
 pub(crate) fn process_row() -> Row {
