@@ -33,6 +33,11 @@ impl Stop {
         &self.asked
     }
 
+    /// The same, for what looks at it on threads of its own.
+    pub fn shared(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.asked)
+    }
+
     /// 128 and the signal's number, once one came.
     pub fn exit_code(&self) -> Option<u8> {
         match self.signal.load(Ordering::Relaxed) {

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -308,4 +308,28 @@ fn a_lost_server_is_told_or_gone_on_without() {
     assert!(stderr(&gone_on).contains("Going on here, after"));
     assert!(place.path("run/local/adapter_model.safetensors").is_file());
     assert_eq!(steps_in(&place, "run") + steps_in(&place, "run/local"), 40 * 12);
+}
+
+/// Who stops a device waits for no server that is away, and the run goes on when it is back.
+#[test]
+fn a_signal_ends_the_wait_for_a_lost_server() {
+    let place = with_token();
+    let server = Server::start(&place, 0, "");
+    let port = server.port();
+    let line = format!("{RUN} --server {} --epochs 2 -o run", server.url);
+    let device = place.command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_steps(&place, "run", 3);
+    drop(server);
+    thread::sleep(Duration::from_millis(300));
+    let begin = Instant::now();
+    let sent = Command::new("kill").args(["-INT", &device.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = device.wait_with_output().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(20), "it waited for {:?}", begin.elapsed());
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("can't be reached") && said.contains("--resume"), "{said}");
+    let _server = Server::start(&place, port, "");
+    place.report(&format!("{line} --resume"));
+    assert_eq!(steps_in(&place, "run"), 2 * 12);
 }

@@ -214,7 +214,10 @@ impl RemoteLink {
         if self.losses > TRIES_MAX {
             return Err(LinkError::failed(self.caller.gave_up(&failure, TRIES_MAX)));
         }
-        self.connect().map_err(LinkError::failed)?;
+        self.connect().map_err(|error| match error {
+            RemoteError::Stopped { .. } => LinkError::Stopped(error.into()),
+            error => LinkError::failed(error),
+        })?;
         self.steps.clear();
         Ok(())
     }
@@ -465,9 +468,11 @@ impl Patience {
         };
         let wait = self.wait.mul_f64(0.5 + 0.5 * line::chance());
         if Instant::now() + wait >= self.until {
-            return Err(caller.unreachable(&why, self.retry_for));
+            return Err(caller.unreachable(why, self.retry_for));
         }
-        std::thread::sleep(wait);
+        if !caller.pause(wait) {
+            return Err(caller.stopped(why));
+        }
         // Slowly at first: what a server says of a certificate can be lost with the connection that it
         // closes, and is heard at one of the next tries.
         self.wait = self.wait.mul_f64(1.25).min(BACK_OFF[1]);

@@ -6,11 +6,12 @@ mod wire;
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use smidgen_remote::{RemoteError, RemoteLink, Server};
+use smidgen_remote::{RemoteConfig, RemoteError, RemoteLink, Server};
 use smidgen_train::{LinkError, SideLink, TapFormat};
 use wire::{Dummy, Process, Road, bits, metric, numbers, open, remote, session, settings, shape};
 
@@ -128,7 +129,7 @@ fn a_server_that_stays_away_is_given_up() {
     let server = server(place.path());
     let dummy = Dummy::new(shape(TapFormat::F16));
     let retry_for = Duration::from_millis(700);
-    let config = smidgen_remote::RemoteConfig { retry_for, ..remote(server.local_addr()) };
+    let config = RemoteConfig { retry_for, ..remote(server.local_addr()) };
     let mut link = RemoteLink::open(config.clone(), session(1, &dummy.shape)).expect("a link");
     link.begin(1, &dummy.batch(1)).expect("begun");
     drop(server);
@@ -139,6 +140,31 @@ fn a_server_that_stays_away_is_given_up() {
     assert!(said.contains("could not be reached") && said.contains("resume the run"), "{said}");
     let error = RemoteLink::open(config, session(2, &dummy.shape)).expect_err("no server");
     assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn a_server_that_stays_away_is_not_waited_for_by_who_stops() {
+    let place = tempfile::tempdir().expect("a folder");
+    let server = server(place.path());
+    let dummy = Dummy::new(shape(TapFormat::F16));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (retry_for, timeout) = (Duration::from_secs(600), Duration::from_secs(600));
+    let at = remote(server.local_addr());
+    let config = RemoteConfig { retry_for, timeout, stop: Arc::clone(&stop), ..at };
+    let mut link = RemoteLink::open(config.clone(), session(1, &dummy.shape)).expect("a link");
+    dummy.train(&mut link).expect("trained");
+    drop(server);
+    let stopper = thread::spawn(move || {
+        thread::sleep(Duration::from_secs(1));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let error = link.begin(dummy.steps + 1, &dummy.batch(1)).expect_err("no server");
+    let LinkError::Stopped(error) = error else { panic!("{error}") };
+    let said = error.to_string();
+    assert!(said.contains("can't be reached") && said.contains("resume the run"), "{said}");
+    stopper.join().expect("a thread");
+    let error = RemoteLink::open(config, session(2, &dummy.shape)).expect_err("no server");
+    assert!(matches!(error, RemoteError::Stopped { .. }), "{error}");
 }
 
 #[test]
@@ -167,8 +193,7 @@ fn taps_are_sent_once() {
     other.try_train(&mut link, &mut sent).expect("trained");
     assert_eq!(sent, 0);
     // Neither another owner's nor another model's taps are shared.
-    let theirs =
-        smidgen_remote::RemoteConfig { token: "another".to_owned(), ..remote(server.local_addr()) };
+    let theirs = RemoteConfig { token: "another".to_owned(), ..remote(server.local_addr()) };
     let mut link = RemoteLink::open(theirs, session(3, &dummy.shape)).expect("a link");
     assert_eq!(link.begin(1, &dummy.batch(1)).expect("begun"), [true; 3]);
     let model = smidgen_remote::RemoteSession {

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::side::LinkError;
+
 /// The result of a run's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -121,7 +123,8 @@ impl Error {
             Self::Setting(_) | Self::OtherRun { .. } => Kind::Usage,
             Self::Model(smidgen_models::Error::Cancelled)
             | Self::Runtime(smidgen_runtime::Error::Cancelled)
-            | Self::Text(smidgen_text::TextError::Cancelled) => Kind::Cancelled,
+            | Self::Text(smidgen_text::TextError::Cancelled)
+            | Self::Link(LinkError::Stopped(_)) => Kind::Cancelled,
             Self::Runtime(smidgen_runtime::Error::NotFinite { .. }) => Kind::Diverged,
             _ => Kind::Failed,
         }

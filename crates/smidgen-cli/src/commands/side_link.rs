@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use smidgen::{
-    ClientIdentity, DeviceSecret, Planned, RemoteConfig, RemoteLink, RemoteSession, RunFolder,
-    SessionName,
+    ClientIdentity, DeviceSecret, Planned, RemoteConfig, RemoteError, RemoteLink, RemoteSession,
+    RunFolder, SessionName,
 };
 
 use crate::args::SideArgs;
 use crate::error::{Failure, Result};
+use crate::stop::Stop;
 
 /// A busy server has other devices' work to do first.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -23,11 +24,12 @@ pub fn open(
     planned: &Planned,
     folder: &RunFolder,
     resume: bool,
+    stop: &Stop,
 ) -> Result<(RemoteLink, DeviceSecret)> {
     let Some(start) = planned.side()? else {
         return Err(Failure::usage("--server belongs to --method side"));
     };
-    let config = config(args)?;
+    let config = config(args, stop)?;
     let session = RemoteSession {
         id: SessionName::open(&folder.session(), !resume)?.0,
         shape: start.shape,
@@ -39,12 +41,15 @@ pub fn open(
     };
     let secret = folder.secret();
     let secret = DeviceSecret::open(args.device_secret.as_deref().unwrap_or(&secret))?;
-    let link = RemoteLink::open(config, session)
-        .map_err(|error| Failure::Server(format!("the server: {error}")))?;
+    let link =
+        RemoteLink::open(config, session).map_err(|error| match (&error, stop.exit_code()) {
+            (RemoteError::Stopped { .. }, Some(code)) => Failure::Interrupted(code),
+            _ => Failure::Server(format!("the server: {error}")),
+        })?;
     Ok((link, secret))
 }
 
-fn config(args: &SideArgs) -> Result<RemoteConfig> {
+fn config(args: &SideArgs, stop: &Stop) -> Result<RemoteConfig> {
     let Some(url) = &args.server else {
         return Err(Failure::usage(
             "--method side trains on a server: name one with --server URL; `smidgen serve` starts \
@@ -71,6 +76,7 @@ fn config(args: &SideArgs) -> Result<RemoteConfig> {
         token: token.trim().to_owned(),
         timeout: TIMEOUT,
         retry_for: Duration::from_secs(args.retry_for.unwrap_or(RETRY_FOR)),
+        stop: stop.shared(),
     })
 }
 

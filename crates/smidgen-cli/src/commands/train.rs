@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smidgen::{
-    Adapter, AdapterShape, Base, Budget, Dataset, LoftqReport, LoraConfig, MemoryBudget, Method,
-    Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, Tuning,
+    Adapter, AdapterShape, Base, Budget, Dataset, Kind, LoftqReport, LoraConfig, MemoryBudget,
+    Method, Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, Tuning,
     export_gguf, plan_ahead, plan_prepare,
 };
 
@@ -156,7 +156,11 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let keeps = ended.as_ref().map_or_else(Failure::is_budget, |()| true);
     let saved = keeps && session.steps_done() > 0;
     if saved {
-        watch.save(&mut session, &folder)?;
+        watch.save(&mut session, &folder).inspect_err(|error| {
+            if error.kind() == Kind::Cancelled {
+                ui::warn(&format!("{error}; --resume goes on then"));
+            }
+        })?;
         report.adapter_path = Some(path_text(out));
     }
     let planned = session.plan().peak_bytes;
@@ -217,7 +221,7 @@ pub fn start(
 ) -> Result<Session> {
     if args.optimizer.method.method == MethodName::Side {
         let steps = planned.steps();
-        let link = side_link::open(&args.side, &planned, folder, resumed.is_some());
+        let link = side_link::open(&args.side, &planned, folder, resumed.is_some(), stop);
         let (link, secret) = link.map_err(|failure| lost(failure, resumed.unwrap_or(0), steps))?;
         return Ok(planned.start_side(Box::new(link), secret)?);
     }

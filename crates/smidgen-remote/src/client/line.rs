@@ -4,8 +4,10 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
@@ -49,6 +51,9 @@ pub struct RemoteConfig {
     pub timeout: Duration,
     /// How long it is tried to connect again before the run is given up.
     pub retry_for: Duration,
+    /// Once it is set, a server that can't be reached is not tried again. A server that is there is
+    /// still waited for.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// A device's certificate.
@@ -100,6 +105,17 @@ pub enum RemoteError {
         reason: String,
         /// How long it was tried.
         tried: Duration,
+    },
+    /// No connection, and the caller wants no other try.
+    #[error(
+        "{url} can't be reached: {reason}; the steps that it confirmed are safe: resume the run when \
+         it is back"
+    )]
+    Stopped {
+        /// Where it should be.
+        url: String,
+        /// What went wrong last.
+        reason: String,
     },
     /// The connection is made again and again, and no step comes to its end.
     #[error("{url}: the connection was lost {tries} times within one step, at last so: {reason}")]
@@ -220,9 +236,29 @@ impl Caller {
         self.config.retry_for
     }
 
-    pub fn unreachable(&self, reason: &str, tried: Duration) -> RemoteError {
-        let (url, reason) = (self.config.url.clone(), reason.to_owned());
-        RemoteError::Unreachable { url, reason, tried }
+    pub fn unreachable(&self, reason: String, tried: Duration) -> RemoteError {
+        RemoteError::Unreachable { url: self.config.url.clone(), reason, tried }
+    }
+
+    /// Waits, and tells whether there is to be another try.
+    pub fn pause(&self, wait: Duration) -> bool {
+        /// How often the flag is looked at.
+        const LOOK: Duration = Duration::from_millis(100);
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if self.config.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            if left.is_zero() {
+                return true;
+            }
+            thread::sleep(left.min(LOOK));
+        }
+    }
+
+    pub fn stopped(&self, reason: String) -> RemoteError {
+        RemoteError::Stopped { url: self.config.url.clone(), reason }
     }
 
     pub fn gave_up(&self, failure: &Failure, tries: usize) -> RemoteError {

@@ -51,6 +51,7 @@ pub fn remote(address: SocketAddr) -> RemoteConfig {
         identity: None,
         token: TOKEN.to_owned(),
         timeout: Duration::from_secs(60),
+        stop: Arc::default(),
         retry_for: Duration::from_secs(60),
     }
 }

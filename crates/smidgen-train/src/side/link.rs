@@ -31,6 +31,10 @@ pub enum LinkError {
     /// to be begun again, and end the same.
     #[error("the trainer lost the steps that it had not confirmed")]
     StartedAnew,
+    /// The trainer can't be reached, and the caller asked to stop: it is not waited for. What it had
+    /// confirmed is safe.
+    #[error(transparent)]
+    Stopped(Box<dyn std::error::Error + Send + Sync>),
     /// It can't go on.
     #[error(transparent)]
     Failed(Box<dyn std::error::Error + Send + Sync>),
