@@ -51,8 +51,8 @@ pub struct RemoteConfig {
     pub timeout: Duration,
     /// How long it is tried to connect again before the run is given up.
     pub retry_for: Duration,
-    /// Once it is set, a server that can't be reached is not tried again. A server that is there is
-    /// still waited for.
+    /// Once it is set, a server that can't be reached is not tried again: [`RemoteError::Stopped`], and
+    /// [`smidgen_train::LinkError::Stopped`] of a link. A server that is there is still waited for.
     pub stop: Arc<AtomicBool>,
 }
 
