@@ -1,8 +1,8 @@
 //! Training methods, optimisers, evaluation and generation: what is done with the programs.
 //!
 //! [`Base`] is an open model, [`Planned`] a run whose memory is known, [`Session`] a run that
-//! trains; [`Evaluator`] scores and generates. One step of training is [`step`](crate::step),
-//! top to bottom.
+//! trains; [`Evaluator`] scores and generates. One step of training is [`step`], top to
+//! bottom.
 
 #![forbid(unsafe_code)]
 

@@ -190,7 +190,7 @@ impl Session {
         self.beginning.as_ref().map(|beginning| (beginning, descent, self.projections()))
     }
 
-    /// What the last step found along its directions, with [`Method::Mezo`].
+    /// What the last step found along its directions, with [`crate::Method::Mezo`].
     pub fn projections(&self) -> &[Projection] {
         match &self.trained {
             Trained::Lora(lora) => lora.stepper.projections(),

@@ -78,7 +78,7 @@ pub struct TrainConfig {
     /// Gradients are scaled down to this norm; none for no clipping.
     pub clip: Option<f64>,
     /// Whether whole samples share sequences of up to [`smidgen_text::WindowSpec::longest`]
-    /// tokens, see [`Packs`]; attention and positions stay within each sample. The packs are the
+    /// tokens, see [`crate::Packs`]; attention and positions stay within each sample. The packs are the
     /// same in every epoch.
     pub pack: bool,
     /// Whether each epoch has an order of its own.
@@ -91,7 +91,7 @@ pub struct TrainConfig {
     pub threads: usize,
     /// A folder on a disk for scratch files, which a budget that is small needs: values wait there
     /// for their backward, factors and optimiser state for their layer's turn. None for no such
-    /// file. Nothing is written before [`Planned::start`], and nothing is left.
+    /// file. Nothing is written before [`crate::Planned::start`], and nothing is left.
     pub spool: Option<PathBuf>,
     /// The most bytes that a step may write to scratch files; none for no limit. A smaller limit
     /// leaves a budget less to choose from.
