@@ -4,7 +4,8 @@
 
 DATA is a folder with GSM8K's train.jsonl. The device has the first core, one thread and, if `--flags` don't say otherwise,
 `--memory min`; the server has the other cores. Seconds are those of all of a run's steps over their number; CPU seconds those of
-the whole process, model and plan included. `--flags` adds a run, `--only-flags` leaves out those with the least memory. The table it prints is in docs/side-tuning.md. Needs `cargo build --release`.
+the whole process, model and plan included. `--flags` adds a run, `--only-flags` leaves out those with the least memory. The
+table it prints is in docs/side-tuning.md. Needs `cargo build --release`.
 """
 
 import argparse

@@ -80,7 +80,13 @@ fn run(command: &mut Command) -> Result<()> {
     };
     match (result, stop.exit_code()) {
         (Err(failure), Some(code)) if failure.is_cancelled() => {
-            ui::warn("interrupted");
+            match failure {
+                // What became of the run, which waited for its server.
+                Failure::Library(error @ smidgen::Error::Link(_)) => {
+                    ui::warn(&format!("interrupted: {error}"));
+                }
+                _ => ui::warn("interrupted"),
+            }
             Err(Failure::Interrupted(code))
         }
         (result, _) => result,

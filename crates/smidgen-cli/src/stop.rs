@@ -29,13 +29,8 @@ impl Stop {
     }
 
     /// Set once a signal came; what the library takes as `cancel`.
-    pub fn flag(&self) -> &AtomicBool {
+    pub fn flag(&self) -> &Arc<AtomicBool> {
         &self.asked
-    }
-
-    /// The same, for what looks at it on threads of its own.
-    pub fn shared(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.asked)
     }
 
     /// 128 and the signal's number, once one came.

@@ -328,7 +328,7 @@ fn a_signal_ends_the_wait_for_a_lost_server() {
     assert!(begin.elapsed() < Duration::from_secs(20), "it waited for {:?}", begin.elapsed());
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("can't be reached") && said.contains("--resume"), "{said}");
+    assert!(said.contains("can't be reached") && said.contains("resume the run"), "{said}");
     let _server = Server::start(&place, port, "");
     place.report(&format!("{line} --resume"));
     assert_eq!(steps_in(&place, "run"), 2 * 12);

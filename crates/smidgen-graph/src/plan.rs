@@ -199,7 +199,8 @@ pub struct LayerPrograms {
     pub backward: Option<Program>,
     /// Forward in place, keeping nothing.
     pub infer: Program,
-    /// The kept values, in the order of [`crate::layout::Place::Kept`], with the numbers a token of each.
+    /// The kept values, in the order of [`crate::layout::Place::Kept`], with the numbers a token of
+    /// each.
     pub kept: Vec<(ValueId, usize)>,
 }
 

@@ -150,17 +150,18 @@ fn kept_rows(plan: &Plan) -> Vec<Row> {
 }
 
 fn scratch_rows(plan: &Plan, backward: Backward) -> Vec<Row> {
-    let mut named: Vec<(&str, &Program)> =
-        vec![("embedding", &plan.embedding.1), ("head, evaluating", &plan.head.2)];
-    named.extend((backward >= Backward::Head).then_some(("head", &plan.head.1)));
+    let all = plan.tokens;
+    let mut named: Vec<(&str, &Program, usize)> =
+        vec![("embedding", &plan.embedding.1, all), ("head, evaluating", &plan.head.2, all)];
+    let head = ("head", &plan.head.1, plan.head_rows);
+    named.extend((backward >= Backward::Head).then_some(head));
     for p in &plan.programs {
-        named.extend(p.forward.iter().map(|f| ("forward", f)));
-        named.extend(p.backward.iter().map(|b| ("backward", b)));
-        named.push(("evaluating", &p.infer));
+        named.extend(p.forward.iter().map(|f| ("forward", f, all)));
+        named.extend(p.backward.iter().map(|b| ("backward", b, all)));
+        named.push(("evaluating", &p.infer, all));
     }
-    let (phase, program) =
-        named.into_iter().max_by_key(|(_, p)| p.scratch_len).expect("there are programs");
-    let all = if phase == "head" { plan.head_rows } else { plan.tokens };
+    let fullest = named.into_iter().max_by_key(|(_, p, _)| p.scratch_len);
+    let (phase, program, all) = fullest.expect("there are programs");
     let mut spans: BTreeMap<usize, Vec<(ValueId, &Placed)>> = BTreeMap::new();
     for (v, placed) in &program.places {
         if let Place::Scratch(at) = placed.place {

@@ -596,7 +596,7 @@ fn memory_grows_with_the_hidden_state_and_the_keys_alone() {
 /// MLP runs, and the stream that it leaves for the MLP is where the layer's input was.
 #[test]
 fn a_forward_in_bands_holds_keys_and_values_for_attention_alone() {
-    // Side by side with the MLP, attention's keys and values are there as long as the norm's output.
+    // Side by side with the MLP, attention shares the norm's output with it: there is no cut.
     for model in ALL.into_iter().filter(|norms| *norms != Norms::Shared).map(Model) {
         let backward = Backward::Nothing;
         let request = Request { tokens: 8 * ROW_TILE, backward, ..request(Budget::Least) };

@@ -209,15 +209,12 @@ impl RemoteLink {
         self.line = None;
         self.losses += 1;
         if let Failure::Final(error) = failure {
-            return Err(LinkError::failed(error));
+            return Err(error.into());
         }
         if self.losses > TRIES_MAX {
-            return Err(LinkError::failed(self.caller.gave_up(&failure, TRIES_MAX)));
+            return Err(self.caller.gave_up(&failure, TRIES_MAX).into());
         }
-        self.connect().map_err(|error| match error {
-            RemoteError::Stopped { .. } => LinkError::Stopped(error.into()),
-            error => LinkError::failed(error),
-        })?;
+        self.connect()?;
         self.steps.clear();
         Ok(())
     }

@@ -56,7 +56,7 @@ fn a_model_trains_over_the_wire_as_it_does_at_home() {
                     LossOn::Trainer => Backward::Nothing,
                 };
                 let mut engine = model.engine(&Run { backward, ..run });
-                let mut run = side::run_boxed(&shape, link, loss, window, folder);
+                let mut run = side::run_of(side::TOKENS, &shape, link, loss, window, folder);
                 let steps = 1..=STEPS;
                 let losses = side::train(&mut engine, &mut run, &batches, steps, STEPS, 1e-2);
                 let losses: Vec<u64> = losses.iter().map(|loss| loss.to_bits()).collect();

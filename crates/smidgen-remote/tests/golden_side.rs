@@ -253,7 +253,7 @@ fn losses_depend_on_neither_threads_nor_budget_nor_window_nor_what_is_kept() {
     }
 }
 
-/// With the least memory, layers are passed and the head is, output to gradient, in bands of 128 rows.
+/// With the least memory, the layers and the head are passed in bands of 128 rows.
 #[test]
 fn bands_and_pieces_of_the_head_change_no_loss() {
     let tokens = 300;

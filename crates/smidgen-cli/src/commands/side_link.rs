@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use smidgen::{
-    ClientIdentity, DeviceSecret, Planned, RemoteConfig, RemoteError, RemoteLink, RemoteSession,
-    RunFolder, SessionName,
+    ClientIdentity, DeviceSecret, Planned, RemoteConfig, RemoteLink, RemoteSession, RunFolder,
+    SessionName,
 };
 
 use crate::args::SideArgs;
@@ -42,10 +43,7 @@ pub fn open(
     let secret = folder.secret();
     let secret = DeviceSecret::open(args.device_secret.as_deref().unwrap_or(&secret))?;
     let link =
-        RemoteLink::open(config, session).map_err(|error| match (&error, stop.exit_code()) {
-            (RemoteError::Stopped { .. }, Some(code)) => Failure::Interrupted(code),
-            _ => Failure::Server(format!("the server: {error}")),
-        })?;
+        RemoteLink::open(config, session).map_err(|error| smidgen::Error::Link(error.into()))?;
     Ok((link, secret))
 }
 
@@ -76,7 +74,7 @@ fn config(args: &SideArgs, stop: &Stop) -> Result<RemoteConfig> {
         token: token.trim().to_owned(),
         timeout: TIMEOUT,
         retry_for: Duration::from_secs(args.retry_for.unwrap_or(RETRY_FOR)),
-        stop: stop.shared(),
+        stop: Arc::clone(stop.flag()),
     })
 }
 

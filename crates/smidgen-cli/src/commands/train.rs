@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smidgen::{
-    Adapter, AdapterShape, Base, Budget, Dataset, Kind, LoftqReport, LoraConfig, MemoryBudget,
-    Method, Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, Tuning,
+    Adapter, AdapterShape, Base, Budget, Dataset, LoftqReport, LoraConfig, MemoryBudget, Method,
+    Outcome, Paged, Planned, RunFolder, RunState, Session, StepReport, TrainConfig, Tuning,
     export_gguf, plan_ahead, plan_prepare,
 };
 
@@ -156,11 +156,7 @@ pub fn train(base: Base, args: &TrainArgs, ui: &Ui, stop: &Stop) -> Result<Train
     let keeps = ended.as_ref().map_or_else(Failure::is_budget, |()| true);
     let saved = keeps && session.steps_done() > 0;
     if saved {
-        watch.save(&mut session, &folder).inspect_err(|error| {
-            if error.kind() == Kind::Cancelled {
-                ui::warn(&format!("{error}; --resume goes on then"));
-            }
-        })?;
+        watch.save(&mut session, &folder)?;
         report.adapter_path = Some(path_text(out));
     }
     let planned = session.plan().peak_bytes;
@@ -236,7 +232,7 @@ pub fn start(
 /// A failure after so many steps, as what it is if the server is lost.
 fn lost(failure: Failure, done: u64, steps: u64) -> Failure {
     match failure {
-        Failure::Library(smidgen::Error::Link(_)) | Failure::Server(_) => {
+        Failure::Library(smidgen::Error::Link(_)) if !failure.is_cancelled() => {
             Failure::LinkLost { what: failure.to_string(), done, steps }
         }
         failure => failure,

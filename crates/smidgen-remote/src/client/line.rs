@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use smidgen_train::LinkError;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::error::Elapsed;
@@ -51,8 +52,8 @@ pub struct RemoteConfig {
     pub timeout: Duration,
     /// How long it is tried to connect again before the run is given up.
     pub retry_for: Duration,
-    /// Once it is set, a server that can't be reached is not tried again: [`RemoteError::Stopped`], and
-    /// [`smidgen_train::LinkError::Stopped`] of a link. A server that is there is still waited for.
+    /// Once it is set, a server that can't be reached is not tried again: [`RemoteError::Stopped`],
+    /// and [`LinkError::Stopped`] of a link. A server that is there is still waited for.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -130,6 +131,15 @@ pub enum RemoteError {
     /// The system gives no thread.
     #[error("no thread for the connection: {0}")]
     System(io::Error),
+}
+
+impl From<RemoteError> for LinkError {
+    fn from(error: RemoteError) -> Self {
+        match error {
+            RemoteError::Stopped { .. } => Self::Stopped(error.into()),
+            error => Self::failed(error),
+        }
+    }
 }
 
 /// What ended a call.

@@ -41,21 +41,10 @@ pub fn run(
     window: usize,
     folder: Option<&Path>,
 ) -> SideRun {
-    run_boxed(shape, Box::new(link), loss, window, folder)
+    run_of(TOKENS, shape, Box::new(link), loss, window, folder)
 }
 
-/// The same with a link of any kind.
-pub fn run_boxed(
-    shape: &SideShape,
-    link: Box<dyn SideLink>,
-    loss: LossOn,
-    window: usize,
-    folder: Option<&Path>,
-) -> SideRun {
-    run_of(TOKENS, shape, link, loss, window, folder)
-}
-
-/// The same over sequences of up to so many tokens.
+/// The same with a link of any kind, over sequences of up to so many tokens.
 pub fn run_of(
     tokens: usize,
     shape: &SideShape,

@@ -448,13 +448,14 @@ impl SideRun {
         cancel: &AtomicBool,
     ) -> Result<f64> {
         let Some(ahead) = self.ahead.front() else { return Ok(0.0) };
-        let (step, samples) = (ahead.step, ahead.samples.clone());
+        let (step, samples) = (ahead.step, ahead.samples.len());
         let (hidden, kernels) = (self.shape.hidden(), engine.kernels());
         let scale = self.scale.unwrap_or(1.0);
         let weight = 1.0 / ahead.targets.max(1) as f32;
         let mut sum = 0.0;
-        for (place, Waiting { sample, first, .. }) in samples.into_iter().enumerate() {
+        for place in 0..samples {
             stop_if(cancel)?;
+            let Waiting { sample, first, .. } = self.ahead[0].samples[place];
             self.take(data, sample, pass)?;
             let head_rows = engine.plan().head_rows;
             for (piece, targets) in self.targets.chunks(head_rows).enumerate() {
