@@ -310,13 +310,14 @@ fn a_lost_server_is_told_or_gone_on_without() {
     assert_eq!(steps_in(&place, "run") + steps_in(&place, "run/local"), 40 * 12);
 }
 
-/// Who stops a device waits for no server that is away, and the run goes on when it is back.
+/// Who stops a device waits for no server that is away, nor goes on without it; the run does when it is
+/// back.
 #[test]
 fn a_signal_ends_the_wait_for_a_lost_server() {
     let place = with_token();
     let server = Server::start(&place, 0, "");
     let port = server.port();
-    let line = format!("{RUN} --server {} --epochs 2 -o run", server.url);
+    let line = format!("{RUN} --server {} --epochs 2 --fallback local -o run", server.url);
     let device = place.command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_steps(&place, "run", 3);
     drop(server);
@@ -329,6 +330,7 @@ fn a_signal_ends_the_wait_for_a_lost_server() {
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.contains("can't be reached") && said.contains("resume the run"), "{said}");
+    assert!(!place.path("run/local").exists(), "nobody asked it to go on");
     let _server = Server::start(&place, port, "");
     place.report(&format!("{line} --resume"));
     assert_eq!(steps_in(&place, "run"), 2 * 12);
